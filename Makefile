@@ -1,0 +1,54 @@
+# One duty a target; `make help` lists them. Everything runs from .venv, which the stamp file sets up on first use and again
+# when pyproject.toml changes. Packages come from whatever index pip is set up for on this machine.
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test check fmt bench docs build clean
+
+# The first Python >= 3.11 among these; name another with `make PYTHON=/path/to/python test`.
+PYTHON ?= $(shell for python in python3 python3.13 python3.12 python3.11 python3.14; do \
+	"$$python" -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo "$$python" && break; done)
+BIN := .venv/bin
+STAMP := .venv/.installed
+CODE := src tests tools benchmarks examples
+
+help: ## list the targets
+	@sed -n 's/^\([a-z]*\):.*## \(.*\)/\1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 10
+
+demo: $(STAMP) ## a data pipeline whose worker is killed half-way, and a welcome mail three days later
+	$(BIN)/onward demo
+	$(BIN)/python examples/welcome_sequence.py
+
+test: $(STAMP) ## the whole test suite, under 10 minutes (ARGS="-k word" to choose)
+	$(BIN)/pytest -n 2 --dist loadfile $(ARGS)
+
+check: $(STAMP) ## format, lint, types and the rules of the layout
+	$(BIN)/ruff format --check $(CODE)
+	$(BIN)/ruff check $(CODE)
+	$(BIN)/mypy
+	$(BIN)/pyright tests/typing/right_*.py
+	$(BIN)/python tools/check_layout.py
+	$(BIN)/python tools/check_docs.py
+
+fmt: $(STAMP) ## format the code and mend what can be mended
+	$(BIN)/ruff check --fix $(CODE)
+	$(BIN)/ruff format $(CODE)
+
+bench: $(STAMP) ## speed and memory, against a bare sqlite3 loop (ARGS= for one measure)
+	$(BIN)/python -m benchmarks $(ARGS)
+
+docs: $(STAMP) ## check every link and code block of the README and docs/
+	$(BIN)/python tools/check_docs.py
+
+build: $(STAMP) ## the wheel and the source distribution, in dist/
+	rm -rf dist
+	$(BIN)/python -m build
+
+clean: ## remove everything that the targets made
+	rm -rf .venv dist build .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(STAMP): pyproject.toml
+	@test -n "$(PYTHON)" || { echo "onward needs Python >= 3.11 with venv; name one: make PYTHON=/path/to/python test" >&2; exit 1; }
+	test -x $(BIN)/python || "$(PYTHON)" -m venv .venv
+	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	touch $@

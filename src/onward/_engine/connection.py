@@ -1,0 +1,88 @@
+"""What a client uses on one event loop: an open store, a committer that gathers concurrent calls into one transaction, and
+the reader behind `result()`. Made by the clients; never shared between loops.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Self
+
+from onward._engine.committer import Call, Committer
+from onward._engine.watching import OutcomeWatcher
+from onward._store.base import Clock, Store
+from onward._store.opening import open_store
+from onward._store.operations import AlreadyFinal, CancelOp, NotFound, Op, Outcome, RetryOp
+from onward._store.records import JournalRow, WorkflowRow
+from onward.errors import WorkflowNotFound
+
+PATIENCE_S = 10.0
+"""How long a client call is tried again while the database is busy or away, before it raises."""
+
+
+class Connection:
+    """What a client uses on one event loop.
+
+    Args:
+        url: the database.
+        migrate: create or upgrade the schema when it opens; if False, a missing file or schema is a SchemaError.
+        clock: the time of a database that has none of its own (tests move it).
+    """
+
+    def __init__(self, url: str, *, migrate: bool = True, clock: Clock | None = None) -> None:
+        self.url = url
+        self._migrate = migrate
+        self.store: Store = open_store(url, clock)
+        self.loop = asyncio.get_running_loop()
+        self.committer = Committer(self.store, patience_s=PATIENCE_S)
+        self._watcher = OutcomeWatcher(self.store)
+        self._opening: asyncio.Task[None] | None = None
+
+    async def opened(self) -> Self:
+        """Open once, however many callers come first."""
+        if self._opening is None:
+            self._opening = self.loop.create_task(self._open(), name="onward-open")
+        await asyncio.shield(self._opening)
+        return self
+
+    async def _open(self) -> None:
+        await self.store.open(migrate=self._migrate)
+        self.committer.start()
+
+    async def close(self) -> None:
+        """Write what is queued and close everything."""
+        await self._watcher.close()
+        if self._opening is not None and self._opening.done() and self._opening.exception() is None:
+            await self.committer.stop()
+        await self.store.close()
+
+    async def write(self, op: Op) -> Outcome:
+        """Commit one operation, together with those of other callers."""
+        call = Call(self.loop)
+        self.committer.submit(op, call)
+        return await call.future
+
+    async def control(self, op: CancelOp | RetryOp) -> bool:
+        """A cancel or retry; False if the workflow had ended."""
+        outcome = await self.write(op)
+        if isinstance(outcome, NotFound):
+            raise WorkflowNotFound(op.workflow_id, self.store.url)
+        return not isinstance(outcome, AlreadyFinal)
+
+    async def row(self, workflow_id: str) -> WorkflowRow:
+        """One workflow's row, or WorkflowNotFound."""
+        row = await self.store.get(workflow_id)
+        if row is None:
+            raise WorkflowNotFound(workflow_id, self.store.url)
+        return row
+
+    async def journal(self, workflow_id: str) -> list[JournalRow]:
+        """One workflow's journal."""
+        return await self.store.journal(workflow_id)
+
+    async def outcome(self, workflow_id: str, timeout_s: float | None) -> WorkflowRow | None:
+        """The final row, or None if `timeout_s` passed first."""
+        try:
+            async with asyncio.timeout(timeout_s):
+                return await self._watcher.wait(workflow_id)
+        except TimeoutError:
+            return None

@@ -1,0 +1,285 @@
+"""Which workflows this worker holds: claims due rows into free slots, wakes by hints and by one precise timer.
+
+One task claims, one reads mail for held executions. Hints (`Store.subscribe`) and the timer for the next due row decide
+latency; a slow poll underneath makes a lost hint harmless. Each lease period, and after the database was away, the rows
+that bear this worker's id are compared with what is really held, and the others are released.
+
+Quarantine: a row whose runs have crashed two workers is claimed alone, when nothing else is held, so that it cannot take
+neighbours along. A worker that is never idle makes itself so now and then if such rows are due.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Sequence
+from typing import TYPE_CHECKING
+
+from onward._engine.runner import Runner
+from onward._store.records import ClaimRequest, Claimed
+from onward.errors import StoreError
+
+if TYPE_CHECKING:
+    from onward._engine.engine import Engine
+
+log = logging.getLogger("onward.dispatcher")
+
+POLL_S = 5.0
+"""The slow poll under all hints."""
+MAIL_INTERVAL_S = 0.01
+"""At most this often are the mailboxes of held executions looked at."""
+ADOPT_S = 1.0
+QUARANTINE_PATIENCE_S = 10.0
+"""How long a due quarantined row waits before a busy worker stops claiming until it is empty."""
+
+
+class Dispatcher:
+    """Claims and holds executions for one engine."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._held: dict[str, Runner] = {}
+        self._only = None if engine.options.only is None else set(engine.options.only)
+        self._types = tuple(engine.options.workflows)
+        self._hint = asyncio.Event()
+        self._mail_hint = asyncio.Event()
+        self._emptied = asyncio.Event()
+        self._emptied.set()
+        self.tasks: list[asyncio.Task[None]] = []
+        self._end_subscription: Callable[[], None] | None = None
+        self._is_alone = False
+        self._quarantine_since: float | None = None
+        self._reconcile_at = 0.0
+        self._adopt_at = 0.0
+        self._is_failing = False
+        self.is_stopping = False
+
+    # ------------------------------------------------------------------ life
+
+    def start(self) -> None:
+        """Begin to claim; the tasks are owned until `stop`."""
+        loop = self._engine.loop
+        self._end_subscription = self._engine.store.subscribe(self.poke)
+        self._reconcile_at = loop.time() + self._engine.options.lease_s
+        self.tasks = [
+            loop.create_task(self._guarded(self._claim_round), name="onward-claims"),
+            loop.create_task(self._guarded(self._mail_round), name="onward-mail"),
+        ]
+
+    async def stop(self, grace_s: float) -> None:
+        """Claim nothing more; wait for bodies within the grace, then give everything back."""
+        self.is_stopping = True
+        for task in self.tasks:
+            task.cancel()
+        await asyncio.gather(*self.tasks, return_exceptions=True)
+        self.tasks = []
+        if self._end_subscription is not None:
+            self._end_subscription()
+        for runner in list(self._held.values()):
+            runner.wind_down()
+        loop = self._engine.loop
+        force = loop.call_later(grace_s, self._force_out)
+        try:
+            while self._held:
+                await self._emptied.wait()
+        finally:
+            force.cancel()
+
+    def _force_out(self) -> None:
+        for runner in list(self._held.values()):
+            runner.wind_down(now=True)
+
+    def poke(self) -> None:
+        """Something may be due, or may have come for a held execution."""
+        self._hint.set()
+        if self._held:
+            self._mail_hint.set()
+
+    def lease_renewed(self) -> None:
+        """Bodies may begin again."""
+        for runner in list(self._held.values()):
+            runner.settle()
+
+    def also_take(self, workflow_id: str) -> None:
+        """Extend a limited worker's set by a child."""
+        if self._only is not None:
+            self._only.add(workflow_id)
+
+    @property
+    def held_ids(self) -> list[str]:
+        """Ids of the executions in memory."""
+        return list(self._held)
+
+    def drop_all(self) -> None:
+        """Forget every execution: this worker was declared dead."""
+        for runner in list(self._held.values()):
+            runner.drop()
+
+    def released(self, runner: Runner) -> None:
+        """A runner has ended."""
+        if self._held.get(runner.row.id) is not runner:
+            return
+        del self._held[runner.row.id]
+        if not self._held:
+            self._is_alone = False
+            self._emptied.set()
+        self._hint.set()
+
+    # ------------------------------------------------------------------ tasks
+
+    async def _guarded(self, work: Callable[[], Awaitable[None]]) -> None:
+        """Run one of the two loops for ever; a database that is away costs a pause, then everything is compared anew."""
+        while True:
+            try:
+                await work()
+                self._say_well()
+            except StoreError as error:
+                self._say_failing(error)
+                await asyncio.sleep(0.1 + 0.4 * self._engine.rng.random())
+                self._reconcile_at = 0.0
+
+    async def _claim_round(self) -> None:
+        loop = self._engine.loop
+        if loop.time() >= self._reconcile_at:
+            await self._reconcile()
+        if loop.time() >= self._adopt_at:
+            self._adopt_at = loop.time() + ADOPT_S
+            await self._engine.store.adopt_diverged(self._engine.code_version)
+        self._hint.clear()
+        if self._engine.lease.holds and (await self._claim_alone() or await self._claim_many()):
+            return
+        await self._rest()
+
+    async def _rest(self) -> None:
+        """Wait for a hint, or until the next row is due."""
+        options = self._engine.options
+        delay = POLL_S
+        if len(self._held) < options.slots and not self._is_alone:
+            due = await self._engine.store.next_due(options.queues, self._types, self._only_ids())
+            if due is not None:
+                delay = min(POLL_S, max(0.0, (due - self._engine.now_us()) / 1e6))
+                if not self._engine.lease.holds:
+                    delay = max(delay, 0.05)
+        loop = self._engine.loop
+        delay = max(0.0, min(delay, self._adopt_at - loop.time(), self._reconcile_at - loop.time()))
+        try:
+            async with asyncio.timeout(delay):
+                await self._hint.wait()
+        except TimeoutError:
+            return
+
+    async def _claim_many(self) -> bool:
+        """Fill the free slots, queue after queue; True if anything was claimed."""
+        if self._is_alone or self._drains_for_quarantine():
+            return False
+        claimed_any = False
+        for queue in self._engine.options.queues:
+            free = self._engine.options.slots - len(self._held)
+            if free <= 0:
+                break
+            rows = await self._engine.store.claim(self._request(queue, free))
+            if rows:
+                claimed_any = True
+                await self._take(rows)
+        return claimed_any
+
+    async def _claim_alone(self) -> bool:
+        """Claim one quarantined row if nothing else is held."""
+        if self._held:
+            return False
+        for queue in self._engine.options.queues:
+            rows = await self._engine.store.claim(self._request(queue, 1, alone=True))
+            if rows:
+                self._is_alone = True
+                self._quarantine_since = None
+                log.warning(
+                    "workflow %s was running in %d crashes of its worker; it runs alone now", rows[0].id, rows[0].crashes,
+                    extra={"workflow_id": rows[0].id},
+                )  # fmt: skip
+                await self._take(rows)
+                return True
+        return False
+
+    def _drains_for_quarantine(self) -> bool:
+        since = self._quarantine_since
+        return bool(self._held) and since is not None and self._engine.loop.time() - since > QUARANTINE_PATIENCE_S
+
+    def _request(self, queue: str, limit: int, *, alone: bool = False) -> ClaimRequest:
+        return ClaimRequest(
+            worker=self._engine.worker_id,
+            queue=queue,
+            types=self._types,
+            limit=limit,
+            version=self._engine.version,
+            code_version=self._engine.code_version,
+            only=self._only_ids(),
+            alone=alone,
+        )
+
+    def _only_ids(self) -> tuple[str, ...] | None:
+        return None if self._only is None else tuple(sorted(self._only))
+
+    async def _take(self, rows: Sequence[Claimed]) -> None:
+        """Begin the claimed executions; histories are read after the claim has committed."""
+        worker_id = self._engine.worker_id
+        runners = {row.id: Runner(self._engine, row, self._engine.options.workflows[row.type]) for row in rows}
+        self._held.update(runners)
+        self._emptied.clear()
+        known = [row.id for row in rows if not row.is_fresh]
+        try:
+            loaded = {item.id: item for item in await self._engine.store.load(known)} if known else {}
+        except BaseException:  # nothing of these has begun: forget them, and let reconciliation release the rows
+            for runner in runners.values():
+                runner.drop()
+            raise
+        if worker_id != self._engine.worker_id:
+            return  # declared dead meanwhile: drop_all has dropped these as well
+        for row in rows:
+            runner = runners[row.id]
+            if runner.is_dropped:
+                continue
+            if not row.is_fresh and row.id not in loaded:
+                runner.drop()
+                continue
+            runner.begin(loaded.get(row.id))
+
+    async def _reconcile(self) -> None:
+        """Release rows that bear this worker's id but are not held (a claim whose reply was lost)."""
+        engine = self._engine
+        self._reconcile_at = engine.loop.time() + engine.options.lease_s
+        held = [(runner.row.id, runner.row.epoch) for runner in self._held.values()]
+        for workflow_id in await engine.store.reconcile(engine.worker_id, held):
+            log.warning("workflow %s was not really held; released", workflow_id, extra={"workflow_id": workflow_id})
+        if self._held:
+            due = await engine.store.next_due(engine.options.queues, self._types, self._only_ids(), alone=True)
+            is_due = due is not None and due <= engine.now_us()
+            self._quarantine_since = (self._quarantine_since or engine.loop.time()) if is_due else None
+
+    async def _mail_round(self) -> None:
+        """After a hint: read what is new for the executions in memory."""
+        await self._mail_hint.wait()
+        self._mail_hint.clear()
+        engine = self._engine
+        signals = await engine.store.signals(engine.worker_id)
+        held = self._held
+        wanted = [
+            (workflow_id, held[workflow_id].last_mail)
+            for workflow_id, count in signals.items()
+            if workflow_id in held and count > held[workflow_id].signals_seen
+        ]
+        if wanted:
+            for inbox in await engine.store.mail(wanted):
+                runner = held.get(inbox.id)
+                if runner is not None:
+                    runner.mail_arrived(inbox)
+        await asyncio.sleep(MAIL_INTERVAL_S)
+
+    def _say_failing(self, error: StoreError) -> None:
+        if not self._is_failing:
+            self._is_failing = True
+            log.warning("the database cannot be used now; trying again until it can: %s", error)
+
+    def _say_well(self) -> None:
+        if self._is_failing:
+            self._is_failing = False
+            log.info("the database can be used again")

@@ -1,0 +1,183 @@
+"""The worker's lease: its own thread and connection, so that busy workflow code cannot make a living worker look dead.
+
+Each beat renews the worker's row, looks for dead workers to take over from, and checks that the event loop still turns:
+a loop that has been stuck past a limit is reported with the line that blocks it, and one stuck longer than the lease is
+not covered up: renewal stops, and others may take over. `holds` is what every step body asks before it begins.
+
+The thread never touches engine state: it tells the loop through `call_soon_threadsafe`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import sys
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from onward._engine.watchdog import describe_block
+from onward._store.base import Leases, Store
+from onward._store.records import WorkerRow
+from onward.errors import StoreError
+
+log = logging.getLogger("onward.lease")
+
+BEAT_S = 0.5
+"""Between two looks for dead workers; half of the fastest promised notice (two looks, at least 1 s apart, on Postgres)."""
+RENEW_S = 1.0
+STUCK_WARNING_S = 1.0
+"""A loop that has not turned for this long is reported."""
+MARGIN = 0.2
+"""Share of the lease at its end during which no body begins any more: it covers the time between the check and the effect."""
+
+
+@dataclass(frozen=True, slots=True)
+class LeaseEvents:
+    """What the lease tells the engine, each called on the loop."""
+
+    dead: Callable[[], None]
+    """This worker was declared dead: drop everything and begin anew under another id."""
+    buried: Callable[[int], None]
+    """So many rows of dead workers were released and may be claimed."""
+    renewed: Callable[[], None]
+    """The lease holds again after it was in doubt."""
+    failed: Callable[[Exception], None]
+    """The lease's thread has ended by an error that is none of the database: nobody renews any more."""
+
+
+class LeaseKeeper:
+    """Keeps one worker's lease.
+
+    Args:
+        store: gives the connection (`Store.leases`), opened in the thread.
+        lease_s: length of the lease.
+        events: called on the loop.
+    """
+
+    def __init__(self, store: Store, lease_s: float, events: LeaseEvents) -> None:
+        self._store = store
+        self._lease_s = lease_s
+        self._events = events
+        self._loop = asyncio.get_running_loop()
+        self._loop_thread = threading.get_ident()
+        self._stop = threading.Event()
+        self._thread: threading.Thread | None = None
+        self._valid_until = 0.0
+        self._turned_at = time.monotonic()
+        self._is_failing = False
+        self._has_warned = False
+        self._worker: WorkerRow | None = None
+
+    @property
+    def holds(self) -> bool:
+        """Whether the lease is known to hold now, with a margin."""
+        return time.monotonic() < self._valid_until
+
+    async def start(self, worker: WorkerRow) -> None:
+        """Register the worker and begin to renew; raises what the database says if it cannot be registered."""
+        self._worker = worker
+        self._stop.clear()
+        registered: asyncio.Future[None] = self._loop.create_future()
+        self._thread = threading.Thread(target=self._run, args=(worker, registered), name="onward-lease", daemon=True)
+        self._thread.start()
+        await registered
+
+    async def stop(self, *, retire: bool) -> None:
+        """End the thread; `retire` removes the worker's row (a graceful stop), else it is left to expire."""
+        thread, self._thread = self._thread, None
+        if thread is None:
+            return
+        self._retires = retire
+        self._stop.set()
+        await asyncio.to_thread(thread.join)
+        self._valid_until = 0.0
+
+    _retires = False
+
+    def _run(self, worker: WorkerRow, registered: asyncio.Future[None]) -> None:
+        leases = self._store.leases()
+        lease_us = round(self._lease_s * 1e6)
+        try:
+            try:
+                asked = time.monotonic()
+                leases.register(worker, lease_us)
+                self._extend(asked)
+            except Exception as error:  # handed to whoever started the worker
+                self._tell(_fail, registered, error)
+                return
+            self._tell(_succeed, registered)
+            self._beat_until_stopped(leases, worker.id, lease_us)
+            if self._retires:
+                leases.retire(worker.id)
+        except StoreError as error:
+            log.warning("the worker's row could not be removed and will expire: %s", error)
+        except Exception as error:  # without a lease this worker is of no use: it must end, and say why
+            self._tell(self._events.failed, error)
+        finally:
+            leases.close()
+
+    def _beat_until_stopped(self, leases: Leases, worker_id: str, lease_us: int) -> None:
+        renewed_at = time.monotonic()
+        while not self._stop.wait(BEAT_S):
+            self._watch_loop()
+            try:
+                now = time.monotonic()
+                if now - renewed_at >= RENEW_S - BEAT_S / 2 and now - self._turned_at < self._lease_s:
+                    if not leases.renew(worker_id, lease_us):
+                        self._valid_until = 0.0
+                        self._tell(self._events.dead)
+                        return
+                    renewed_at = now
+                    self._extend(now)
+                released = leases.bury(worker_id)
+                if released:
+                    self._tell(self._events.buried, released)
+                self._say_well()
+            except StoreError as error:
+                if not self._is_failing:
+                    self._is_failing = True
+                    log.warning("the lease cannot be renewed now; no step begins once it is in doubt: %s", error)
+
+    def _extend(self, asked_at: float) -> None:
+        was_in_doubt = not self.holds
+        self._valid_until = asked_at + self._lease_s * (1 - MARGIN)
+        if was_in_doubt:
+            self._tell(self._events.renewed)
+
+    def _say_well(self) -> None:
+        if self._is_failing:
+            self._is_failing = False
+            log.info("the lease is renewed again")
+
+    def _watch_loop(self) -> None:
+        """Ask the loop to turn; report it if it has not for too long."""
+        stuck_for = time.monotonic() - self._turned_at
+        if stuck_for > BEAT_S + STUCK_WARNING_S and not self._has_warned:
+            self._has_warned = True
+            log.warning(
+                "the event loop has not turned for %.1f s: %s; blocking work belongs into a `def` step",
+                stuck_for - BEAT_S, describe_block(sys._current_frames().get(self._loop_thread)),
+            )  # fmt: skip
+        self._tell(self._turned)
+
+    def _turned(self) -> None:
+        self._turned_at = time.monotonic()
+        self._has_warned = False
+
+    def _tell(self, callback: Callable[..., None], *args: object) -> None:
+        try:
+            self._loop.call_soon_threadsafe(callback, *args)
+        except RuntimeError:  # the loop is closed: the process is ending without a stop
+            self._stop.set()
+
+
+def _succeed(future: asyncio.Future[None]) -> None:
+    if not future.done():
+        future.set_result(None)
+
+
+def _fail(future: asyncio.Future[None], error: Exception) -> None:
+    if not future.done():
+        future.set_exception(error)

@@ -1,0 +1,558 @@
+"""The life of one execution on this worker, from its claim to the commit that gives its row back.
+
+A `Runner` stands between the pure replay core and everything with a clock. It is made by the dispatcher for a claimed row
+and lives until its last operation is committed (parked, finished, attempt failed, released) or its lease is lost:
+
+1. **Replay.** The whole recorded history is fed to the core. If code and history disagree, the row goes back unspent.
+2. **Inputs at hand.** Mail and due timers are delivered, merged by database time (mail before a timer of the same instant),
+   each as a new journal entry. Only then may commands begin.
+3. **Commands.** Each waits until the journal has been committed up to the entry that was last delivered when workflow code
+   issued it, and until the lease is known to hold; then step bodies start (steps.py), children are started, progress is shown.
+4. **Entries.** The end of a body is delivered to the core at once and goes to the committer; both lead to new commands,
+   which wait for that commit. A step's error is delivered tentatively: if it ends the workflow function in that very
+   drain it is not recorded, so that the next attempt runs the step again.
+5. **Rest.** When nothing runs and nothing is to begin, the execution parks: its row says what it waits for and until when,
+   and the memory is given back. A wait of a few milliseconds is sat out instead.
+6. **End.** The outcome is written in the same transaction as the last entry. An escaping error becomes another attempt, or
+   `failed` (endings.py decides).
+
+All methods run on the worker's loop. Nothing here blocks and nothing raises into the loop: what goes wrong with one
+execution ends that execution, never the worker.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import deque
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from onward._engine import endings
+from onward._engine.children import Children
+from onward._engine.failures import describe
+from onward._engine.inputs import Inputs
+from onward._engine.replay.commands import (
+    CancelStep,
+    Command,
+    Raised,
+    Record,
+    RunStep,
+    SetProgress,
+    StartChild,
+    WatchChild,
+)
+from onward._engine.replay.matching import Execution
+from onward._engine.steps import Steps
+from onward._store.operations import (
+    Fence,
+    FinishOp,
+    JournalOp,
+    LeaseLostOutcome,
+    Op,
+    Outcome,
+    ParkOp,
+    ReleaseOp,
+    StartOp,
+)
+from onward._store.records import Claimed, Entry, EntryKind, Inbox, Loaded, StepRetry
+from onward.errors import NonDeterminismError, StoreError
+
+if TYPE_CHECKING:
+    from onward._engine.bodies import Body
+    from onward._engine.engine import Engine
+    from onward._engine.specs import WorkflowSpec
+
+
+class Runner:
+    """One held execution.
+
+    Args:
+        engine: the worker's parts that it uses.
+        row: the claimed row.
+        spec: the workflow definition for the row's type.
+    """
+
+    __slots__ = (
+        "_activation_us", "_cancels_pending", "_children", "_committed", "_core", "_grace_timer", "_had_timers", "_history",
+        "_inputs", "_is_new", "_last_seq", "_pending", "_progress", "_state", "_steps", "_timer", "_verdict", "engine",
+        "fence", "is_dropped", "row", "spec",
+    )  # fmt: skip
+
+    def __init__(self, engine: Engine, row: Claimed, spec: WorkflowSpec) -> None:
+        self.engine = engine
+        self.row = row
+        self.spec = spec
+        self.fence = Fence(row.id, engine.worker_id, row.epoch)
+        self.is_dropped = False
+        self._state = "running"  # → escaping → leaving (its last operation is submitted) → gone
+        self._core: Execution | None = None
+        self._history: list[Entry] = []
+        self._committed = 0
+        """The highest entry known to be committed."""
+        self._last_seq = 0
+        """The highest number given to an entry, struck-out ones included."""
+        self._is_new = True
+        """No entry has been delivered since the claim."""
+        self._pending: deque[Command] = deque()
+        """Commands that wait for the commit of an entry, or for the lease."""
+        self._steps = Steps(self)
+        self._children = Children(self)
+        self._inputs = Inputs(row.signals, row.deadline)
+        self._progress: str | None = None
+        self._verdict: endings.Verdict | None = None
+        self._grace_timer: asyncio.TimerHandle | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self._cancels_pending = 0
+        """How many of the pending commands cancel a step."""
+        self._had_timers = False
+        self._activation_us = 0
+
+    # ------------------------------------------------------------------ 1. replay
+
+    def begin(self, loaded: Loaded | None) -> None:
+        """Replay and go on; `loaded` is None for a fresh row, which has no history."""
+        started = time.monotonic()
+        if loaded is not None:
+            self._history = list(loaded.entries)
+            self._committed = self._last_seq = loaded.last_seq
+            self._inputs.load(loaded)
+            self._steps = Steps(self, loaded.retries)
+        try:
+            self._core = self.engine.new_execution(self.row, self.spec, self._committed)
+            self._core.replay(self._history)
+            self._had_timers = bool(self._history)  # should it have ended already: perhaps some were, by its last entry
+        except NonDeterminismError as error:
+            self._diverged(error)
+            return
+        except Exception as error:  # a row spoiled by hand: only this workflow suffers
+            self.fail_certainly(error)
+            return
+        self._activation_us = int((time.monotonic() - started) * 1e6)
+        self._take_commands()
+        self.settle()
+
+    @property
+    def _execution(self) -> Execution:
+        assert self._core is not None
+        return self._core
+
+    def _diverged(self, error: NonDeterminismError) -> None:
+        delay = endings.divergence_backoff(self.row.divergences)
+        self.engine.log.warning(
+            "workflow %s does not fit this code and is put back for %.0f s: %s", self.row.id, delay, error,
+            extra={"workflow_id": self.row.id},
+        )  # fmt: skip
+        self.engine.tell_error(self, error)
+        version = self.engine.code_version
+        self._leave(ReleaseOp(self.fence, int(delay * 1e6), error=describe(error), diverged_by=version))
+
+    def fail_certainly(self, error: Exception) -> None:
+        """Fail the workflow with an error that no further attempt could mend."""
+        self.engine.log.error(
+            "workflow %s cannot go on and is failed: %s: %s", self.row.id, type(error).__name__, error,
+            extra={"workflow_id": self.row.id},
+        )  # fmt: skip
+        self.engine.tell_error(self, error)
+        self._leave(FinishOp(self.fence, "failed", error=describe(error)))
+
+    # ------------------------------------------------------------------ 2. inputs
+
+    @property
+    def signals_seen(self) -> int:
+        """The value of the row's `signals` that this runner knows of."""
+        return self._inputs.seen
+
+    @property
+    def last_mail(self) -> int:
+        """The id of the last mail read."""
+        return self._inputs.last_mail
+
+    def mail_arrived(self, inbox: Inbox) -> None:
+        """Take what was read of the row and its mailbox."""
+        if self._state != "running" or inbox.epoch != self.row.epoch:
+            return
+        self._inputs.take(inbox)
+        self.settle()
+
+    def settle(self) -> None:
+        """Deliver all inputs at hand, begin what may begin, and park if nothing is left to do."""
+        core = self._core
+        if self._state != "running" or self._steps.is_frozen or core is None:
+            return
+        while core.ending is None and (item := self._inputs.pop(core, self.engine.now_us)) is not None:
+            self.deliver(item.key, item.kind, result=item.result, error=item.error, consumed=item.consumed)
+            if self._state != "running":
+                return
+        if core.ending is not None:
+            self._ended(None)
+            return
+        if self._pending:
+            self._begin_commands()
+        if self._state != "running" or self._park_if_resting():
+            return
+        if self.engine.is_stopping:
+            self.wind_down()
+        elif self._timer is not None or self._steps.are_waiting or self._inputs.has_timed(core):
+            self._schedule()
+
+    # ------------------------------------------------------------------ 3. commands
+
+    def _take_commands(self) -> None:
+        for command in self._execution.take_commands():
+            if type(command) is Record:
+                self._last_seq = command.entry.seq
+                self._history.append(command.entry)
+                self.submit(JournalOp(self.fence, (command.entry,)))
+                continue
+            self._cancels_pending += type(command) is CancelStep
+            self._pending.append(command)
+
+    def _begin_commands(self) -> None:
+        pending = self._pending
+        if pending and self.engine.is_always_parking and self._gives_back():
+            self._give_back()
+            return
+        while pending and self._state == "running" and not self._steps.is_frozen:
+            command = pending[0]
+            if type(command) is RunStep:
+                if not self._may_begin(command):
+                    return
+                pending.popleft()
+                self._begin_step(command)
+                continue
+            pending.popleft()
+            match command:
+                case CancelStep():
+                    self._cancels_pending -= 1
+                    self._steps.cancel(command)
+                case StartChild():
+                    self._children.start(command)
+                case SetProgress():
+                    self._progress = command.value
+                case WatchChild() | Record() | RunStep():
+                    pass  # a child's end comes by mail; records were taken as they came
+        if self._progress is not None and self._state == "running":
+            progress, self._progress = self._progress, None
+            self.submit(JournalOp(self.fence, progress=progress))
+
+    def _go_on(self) -> None:
+        """An entry is committed: begin what waited for it. Inputs were delivered as they came, so that often suffices."""
+        if self._timer is None and not self._steps.is_frozen and not self.engine.is_stopping:
+            self._begin_commands()
+        if not self._steps.are_running or self._timer is not None:
+            self.settle()
+
+    def _may_begin(self, command: RunStep) -> bool:
+        """Whether the journal has been committed far enough, and the lease is known to hold."""
+        if command.after > self._committed or not self.engine.may_begin_bodies():
+            return False
+        if not command.spec.is_transactional:
+            return True
+        return self._last_seq <= self._committed and not self._children.are_starting
+
+    def _gives_back(self) -> bool:
+        """In always-park mode: give the row back after each entry if everything pending can as well begin later."""
+        can_wait = all(type(command) is RunStep for command in self._pending)
+        return not self._is_new and can_wait and not self._steps.are_running and not self._children.are_starting
+
+    def _begin_step(self, command: RunStep) -> None:
+        """Start the body, unless a cancel was issued before it could begin: then no effect may happen any more."""
+        if self._cancels_pending:
+            for later in self._pending:
+                if type(later) is CancelStep and later.key == command.key:
+                    self._pending.remove(later)
+                    self._cancels_pending -= 1
+                    if later.waits:
+                        self._steps.answer_unbegun(command)
+                    return
+        self._steps.begin(command)
+
+    # ------------------------------------------------------------------ 4. entries
+
+    @property
+    def is_running(self) -> bool:
+        """Whether entries are still delivered: the workflow function has not ended here, and nothing is leaving."""
+        return self._state == "running"
+
+    def wants(self, key: str) -> bool:
+        """Whether workflow code still awaits what this key stands for."""
+        return self._execution.wants(key)
+
+    @property
+    def wants_steps(self) -> bool:
+        """Whether ends of step bodies still count."""
+        return self._state in ("running", "escaping") and not self.is_dropped
+
+    def new_entry(
+        self,
+        key: str,
+        kind: EntryKind,
+        *,
+        result: str | None = None,
+        error: str | None = None,
+        body: Body | None = None,
+    ) -> Entry:
+        """The next entry of the journal; its time never falls within one workflow."""
+        seq = self._last_seq + 1
+        at = max(self._execution.now_us, self.engine.now_us())
+        if body is None:
+            return Entry(seq, key, kind, at, result, error)
+        command = body.command
+        return Entry(
+            seq, key, kind, at, result, error, command.digest, command.arguments, body.tries, body.started_at
+        )  # fmt: skip
+
+    def deliver(
+        self,
+        key: str,
+        kind: EntryKind,
+        *,
+        result: str | None = None,
+        error: str | None = None,
+        consumed: tuple[int, ...] = (),
+        body: Body | None = None,
+    ) -> None:
+        """Deliver a new entry and record it, unless it is an error that ends the workflow in this very drain."""
+        entry = self.new_entry(key, kind, result=result, error=error, body=body)
+        core = self._execution
+        self._had_timers = core.has_timers and core.next_timer() is not None
+        if not self._feed(entry):
+            return
+        if kind == "step" and error is not None and isinstance(core.ending, Raised):
+            self._ended(entry)
+            return
+        self._last_seq = entry.seq
+        self._history.append(entry)
+        progress, self._progress = self._progress, None
+        if kind == "step":
+            settled = self._steps.settled(key)
+            resets = error is None and self._resets_counters()  # an error may be struck out: no progress yet
+            op = JournalOp(self.fence, (entry,), consumed, settled, key, progress, resets)
+        else:
+            op = JournalOp(self.fence, (entry,), consumed, progress=progress)
+        self.submit(op)
+        self._take_commands()
+
+    def _feed(self, entry: Entry) -> bool:
+        """Give an entry to the core; False if that ended this execution."""
+        self._is_new = False
+        try:
+            self._execution.deliver(entry)
+        except NonDeterminismError as diverged:
+            self._diverged(diverged)
+            return False
+        except Exception as error:
+            self.fail_certainly(error)
+            return False
+        return True
+
+    def _resets_counters(self) -> bool:
+        """Whether this newly recorded step has counters to reset (the first one of a claim)."""
+        row = self.row
+        if row.attempts == 0 and row.crashes == 0:
+            return False
+        self.row = msgspec.structs.replace(row, attempts=0, crashes=0)
+        return True
+
+    def step_ended(self, body: Body, result: str | None, error: str | None) -> None:
+        """A step has its result, or its last try has failed."""
+        if self._state == "escaping":
+            if error is None:
+                self._record_sibling(body, result)
+            self._leave_if_quiet()
+            return
+        if self.wants(body.command.key):  # else its await was cancelled, and the command that says so is still pending
+            self.deliver(body.command.key, "step", result=result, error=error, body=body)
+        self.settle()
+
+    def step_put_off(self) -> None:
+        """A step waits for its next try."""
+        if self._state == "escaping":
+            self._leave_if_quiet()
+        else:
+            self.settle()
+
+    def step_unbegun(self, command: RunStep) -> None:
+        """A step that was begun could not: it begins when the lease holds again."""
+        if self._state == "escaping":
+            self._leave_if_quiet()
+        else:
+            self._pending.appendleft(command)
+            self.settle()
+
+    def transaction_committed(self, entry: Entry, *, is_wanted: bool) -> None:
+        """A transactional step has committed its own entry."""
+        self._committed = self._last_seq = entry.seq
+        self._history.append(entry)
+        self._resets_counters()
+        if self._state == "running" and is_wanted:
+            if not self._feed(entry):
+                return
+            self._take_commands()
+            if self._execution.ending is not None:
+                self._ended(None)
+
+    # ------------------------------------------------------------------ 5. rest
+
+    def retry_states(self) -> list[StepRetry]:
+        """The states of all steps between two tries."""
+        return self._steps.states()
+
+    def _next_event_at(self) -> int | None:
+        """The next instant at which something happens by itself."""
+        times = (self._steps.next_try_at, self._inputs.next_event_at(self._execution))
+        return min((at for at in times if at is not None), default=None)
+
+    def _park_if_resting(self) -> bool:
+        """Park if nothing runs or is to begin, and the wait is worth it; True if the runner is leaving."""
+        if self._steps.are_running or self._pending or self._children.are_starting:
+            return False
+        next_at = self._next_event_at()
+        waiting = self._execution.waiting()
+        awaits_mail = any(item.kind in ("signal", "child") for item in waiting)
+        if next_at is None and not awaits_mail:
+            self._execution.stuck("waits for something that no step, timer, signal or child can bring")
+            self._ended(None)
+            return True
+        now = self.engine.now_us()
+        if next_at is not None and next_at - now <= self.engine.hold_us:
+            return False
+        states = self._steps.waiting()
+        awaited = sum(item.kind == "child" for item in waiting) or None
+        floor = now + 10 * self._activation_us if awaited else None
+        self.engine.check_replay(self.row, self.spec, self._history, self._execution)
+        shown = endings.waiting_for(waiting, states)
+        self._leave(
+            ParkOp(self.fence, self._inputs.seen, next_at, awaits_mail, shown, tuple(states.values()), awaited, floor)
+        )
+        return True
+
+    def _schedule(self) -> None:
+        """Set the one in-memory timer of a held execution."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        next_at = self._next_event_at()
+        if next_at is not None:
+            delay = max(0.0, (next_at - self.engine.now_us()) / 1e6)
+            self._timer = self.engine.loop.call_later(min(delay, 3600.0), self._timer_fired)
+
+    def _timer_fired(self) -> None:
+        self._timer = None
+        if self._state == "running":
+            self._pending.extend(self._steps.due(self.engine.now_us()))
+            self.settle()
+
+    def wind_down(self, *, now: bool = False) -> None:
+        """The worker stops: begin nothing more; leave when the bodies have ended, or at once."""
+        if self._state not in ("running", "escaping") or (self._steps.are_running and not now):
+            return
+        if self._verdict is not None:
+            self._write_verdict()
+        else:
+            self._give_back()
+
+    def _give_back(self) -> None:
+        """Let another worker, or a later claim, go on at once; steps between two tries keep their count and their time."""
+        states = tuple(self._steps.states())
+        if states:
+            self._leave(ParkOp(self.fence, self._inputs.seen, self.engine.now_us(), False, "[]", states))
+        else:
+            self._leave(ReleaseOp(self.fence))
+
+    # ------------------------------------------------------------------ 6. end
+
+    def _ended(self, tentative: Entry | None) -> None:
+        """The root task has ended; `tentative` is the unrecorded error that ended it, if one did."""
+        ending = self._execution.ending
+        assert ending is not None
+        self._verdict = endings.judge(self, ending, self._history, tentative, had_timers=self._had_timers)
+        for command in self._pending:
+            if type(command) is SetProgress:  # a workflow's last word, which no entry carries any more
+                self.submit(JournalOp(self.fence, progress=command.value))
+        self._pending.clear()
+        self._steps.forget_waiting()
+        if self._verdict.is_final and tentative is None:
+            self.engine.check_replay(self.row, self.spec, self._history, self._execution)
+        if not isinstance(ending, Raised) or not self._steps.are_running:
+            self._write_verdict()
+            return
+        self._state = "escaping"  # let siblings in flight end and be recorded
+        self._grace_timer = self.engine.loop.call_later(self.engine.grace_s, self._write_verdict)
+
+    def _record_sibling(self, body: Body, result: str | None) -> None:
+        """A body that was in flight when another branch's error escaped: its result is valid and is kept."""
+        entry = self.new_entry(body.command.key, "step", result=result, body=body)
+        self._last_seq = entry.seq
+        self._history.append(entry)
+        self.submit(JournalOp(self.fence, (entry,), settled=self._steps.settled(entry.key), step=entry.key))
+
+    def _leave_if_quiet(self) -> None:
+        if not self._steps.are_running:
+            self._write_verdict()
+
+    def _write_verdict(self) -> None:
+        if self._state in ("running", "escaping") and self._verdict is not None:
+            self._leave(self._verdict.operation(self._last_seq + 1, max(self._execution.now_us, self.engine.now_us())))
+
+    def _leave(self, op: Op) -> None:
+        """Submit the last operation and forget everything that could still act."""
+        self._state = "leaving"
+        self._forget()
+        self.submit(op)
+
+    def _forget(self) -> None:
+        for timer in (self._timer, self._grace_timer):
+            if timer is not None:
+                timer.cancel()
+        self._timer = self._grace_timer = None
+        self._steps.drop()
+        self._pending.clear()
+        if self._core is not None:
+            self._core.close()
+
+    def drop(self) -> None:
+        """Forget the execution without a word to the database: the lease is lost or the worker is dead."""
+        if self._state == "gone":
+            return
+        self._state, self.is_dropped = "gone", True
+        self._forget()
+        self.engine.released(self)
+
+    # ------------------------------------------------------------------ the committer's answers
+
+    def submit(self, op: Op) -> None:
+        """Queue an operation of this execution."""
+        self.engine.committer.submit(op, self)
+
+    def settled(self, op: Op, outcome: Outcome) -> None:
+        """An operation of this execution is committed, or its fence was refused."""
+        if type(outcome) is LeaseLostOutcome:
+            self.engine.log.warning(
+                "workflow %s belongs to another worker now; its execution here is dropped", self.row.id,
+                extra={"workflow_id": self.row.id},
+            )  # fmt: skip
+            self.drop()
+            return
+        match op:
+            case JournalOp():
+                if op.entries:
+                    self._committed = max(self._committed, op.entries[-1].seq)
+                    if self._pending and self._state == "running":
+                        self._go_on()
+            case StartOp():
+                self._children.answered(op, outcome)
+            case _:
+                self._state = "gone"
+                self.engine.released(self)
+
+    def refused(self, op: Op, error: StoreError) -> None:
+        """The database refuses what this execution wants to write, and nothing else: the workflow fails with that error."""
+        self.engine.log.error(
+            "workflow %s cannot be recorded: %s", self.row.id, error, extra={"workflow_id": self.row.id}
+        )
+        self.engine.tell_error(self, error)
+        self.drop()
+        self.engine.fail_apart(self.fence, describe(error))

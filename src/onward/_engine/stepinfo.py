@@ -1,0 +1,81 @@
+"""What a step's body can learn of its own try: the value behind `onward.current_step()`.
+
+The runner makes one for every try of a body and sets it in the context that the body runs in, on whatever thread.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from contextvars import ContextVar
+from typing import Any
+
+
+class StepInfo:
+    """The try of a step that is running.
+
+    Attributes:
+        workflow_id: the workflow that called the step.
+        key: the step's key in the journal, for instance ``charge#2``.
+        idempotency_key: the same on every try and attempt, and of no other call: give it to what must not act twice.
+        try_number: 1 at first.
+        details: what `heartbeat` was last given.
+    """
+
+    __slots__ = ("_cancelled", "_on_heartbeat", "details", "idempotency_key", "key", "try_number", "workflow_id")
+
+    def __init__(
+        self,
+        *,
+        workflow_id: str,
+        key: str,
+        idempotency_key: str,
+        try_number: int,
+        on_heartbeat: Callable[[Any], None] | None = None,
+    ) -> None:
+        self.workflow_id = workflow_id
+        self.key = key
+        self.idempotency_key = idempotency_key
+        self.try_number = try_number
+        self.details: Any = None
+        self._on_heartbeat = on_heartbeat
+        self._cancelled: threading.Event | None = None
+
+    def heartbeat(self, details: Any = None) -> None:
+        """Say that the body is alive, and how far it is. Callable from the body's thread."""
+        self.details = details
+        if self._on_heartbeat is not None:
+            self._on_heartbeat(details)
+
+    @property
+    def cancelled(self) -> bool:
+        """Whether the result is not wanted any more; a long body looks at this and stops."""
+        return self._cancelled is not None and self._cancelled.is_set()
+
+    def cancel(self) -> None:
+        """Set `cancelled` (the runner does)."""
+        if self._cancelled is None:
+            self._cancelled = threading.Event()
+        self._cancelled.set()
+
+    def wait_cancelled(self, timeout_s: float | None = None) -> bool:
+        """Block a body's thread until it is cancelled or the time is over; whether it is cancelled."""
+        if self._cancelled is None:
+            self._cancelled = threading.Event()
+        return self._cancelled.wait(timeout_s)
+
+    def __repr__(self) -> str:
+        return f"<StepInfo {self.workflow_id!r} {self.key!r} try {self.try_number}>"
+
+
+_current: ContextVar[StepInfo | None] = ContextVar("onward_step_info", default=None)
+
+
+def entered(info: StepInfo) -> None:
+    """Make this the running try of the present context (each try has a context of its own)."""
+    _current.set(info)
+
+
+def current_step_info() -> StepInfo | None:
+    """The try that this code belongs to, if it does."""
+    return _current.get()

@@ -1,0 +1,1 @@
+"""The store in this process's memory: the protocol in plain Python, for tests and for reading."""

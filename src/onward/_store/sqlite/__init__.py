@@ -1,0 +1,1 @@
+"""The store in one SQLite file: one writer thread, a few readers, a connection for the lease thread."""

@@ -1,0 +1,135 @@
+"""Mail and wakes: signals, cancels, operators' retries, and reading the mailbox.
+
+The writing functions run inside the writer's transaction and set the outcomes of their operations by index.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import msgspec
+
+from onward._store.operations import NOT_FOUND, AlreadyFinal, Outcome, SignalOp
+from onward._store.records import FINAL, Inbox
+from onward._store.sqlite.endings import Endings
+from onward._store.sqlite.wakes import SQL, Mail, Wakes, insert_mail
+from onward._store.statements import json_text
+from onward._store.verdicts import CANCELLED_UNBEGUN
+
+_inboxes = msgspec.json.Decoder(list[Inbox])
+
+
+@dataclass(slots=True)
+class _Target:
+    status: str
+    epoch: int
+    is_cancel_requested: bool
+
+
+def _look_at_targets(conn: sqlite3.Connection, ids: Sequence[str]) -> dict[str, _Target]:
+    text = conn.execute(SQL["look_at_targets"], {"ids": json_text(list(dict.fromkeys(ids)))}).fetchone()[0]
+    return {
+        workflow_id: _Target(status, epoch, bool(asked))
+        for workflow_id, status, epoch, asked in msgspec.json.decode(text)
+    }
+
+
+def _refusal(target: _Target | None) -> Outcome | None:
+    if target is None:
+        return NOT_FOUND
+    return AlreadyFinal(target.status) if target.status in FINAL else None
+
+
+def mark_read(conn: sqlite3.Connection, rows: Sequence[tuple[str, int]]) -> None:
+    """The mail that recorded entries have delivered, as (workflow, mail id)."""
+    conn.execute(SQL["mark_read"], {"rows": json_text(rows)})
+
+
+def deliver_signals(
+    conn: sqlite3.Connection, ops: Sequence[tuple[int, SignalOp]], outcomes: list[Outcome], wakes: Wakes, now: int
+) -> None:
+    """Put signals into mailboxes, in order; one whose token is known was delivered before."""
+    targets = _look_at_targets(conn, [op.workflow_id for _, op in ops])
+    tokens = json_text([(op.workflow_id, op.token) for _, op in ops])
+    known = {
+        (workflow_id, token)
+        for workflow_id, token in msgspec.json.decode(conn.execute(SQL["known_tokens"], {"rows": tokens}).fetchone()[0])
+    }
+    mail: list[Mail] = []
+    for index, op in ops:
+        refusal = _refusal(targets.get(op.workflow_id))
+        if refusal is not None:
+            outcomes[index] = refusal
+        elif (op.workflow_id, op.token) not in known:
+            known.add((op.workflow_id, op.token))
+            mail.append((op.workflow_id, "signal", op.name, op.payload, None, op.token))
+            wakes.signalled(op.workflow_id)
+    if mail:
+        insert_mail(conn, mail, now)
+
+
+def cancel(
+    conn: sqlite3.Connection,
+    ops: Sequence[tuple[int, str]],
+    outcomes: list[Outcome],
+    wakes: Wakes,
+    now: int,
+    *,
+    retry: bool,
+) -> None:
+    """End the workflows that never ran; ask the others to end, once."""
+    targets = _look_at_targets(conn, [workflow_id for _, workflow_id in ops])
+    at_once: list[str] = []
+    asked: list[str] = []
+    for index, workflow_id in ops:
+        target = targets.get(workflow_id)
+        refusal = _refusal(target)
+        if target is None or refusal is not None:
+            is_repeat = retry and target is not None and target.status == "cancelled" and target.epoch == 0
+            if refusal is not None and not is_repeat:
+                outcomes[index] = refusal
+        elif target.epoch == 0:
+            at_once.append(workflow_id)
+            target.status = "cancelled"
+        elif not target.is_cancel_requested:
+            asked.append(workflow_id)
+            wakes.forced(workflow_id)
+            target.is_cancel_requested = True
+    if at_once:
+        Endings.look(conn, at_once, status="cancelled", error=CANCELLED_UNBEGUN).write(conn, wakes, now)
+    if asked:
+        conn.execute(SQL["request_cancel"], {"ids": json_text(asked), "now": now})
+        insert_mail(conn, [(workflow_id, "cancel", "", None, None, None) for workflow_id in asked], now)
+
+
+def retry_workflows(
+    conn: sqlite3.Connection, ops: Sequence[tuple[int, str]], outcomes: list[Outcome], wakes: Wakes, now: int
+) -> None:
+    """An operator's retry: rare, so one workflow at a time."""
+    targets = _look_at_targets(conn, [workflow_id for _, workflow_id in ops])
+    for index, workflow_id in ops:
+        target = targets.get(workflow_id)
+        if target is None:
+            outcomes[index] = NOT_FOUND
+        elif target.status == "completed":
+            outcomes[index] = AlreadyFinal(target.status)
+        elif target.status in FINAL:
+            conn.execute(SQL["strike_from"], {"id": workflow_id})
+            conn.execute(SQL["retry_finished"], {"id": workflow_id, "now": now})
+            target.status = "pending"
+        elif target.status != "running":
+            conn.execute(SQL["hasten_retries"], {"id": workflow_id, "now": now})
+            wakes.forced(workflow_id)
+
+
+def read_mail(conn: sqlite3.Connection, wanted: Sequence[tuple[str, int]]) -> list[Inbox]:
+    """For each (workflow, last mail id known): epoch, signals and the newer mail."""
+    return _inboxes.decode(conn.execute(SQL["read_mail"], {"wanted": json_text(wanted)}).fetchone()[0])
+
+
+def read_signals(conn: sqlite3.Connection, worker_id: str) -> dict[str, int]:
+    """`signals` of every running row of this worker."""
+    text: str = conn.execute(SQL["read_signals"], {"worker": worker_id}).fetchone()[0]
+    return msgspec.json.decode(text, type=dict[str, int])

@@ -1,0 +1,200 @@
+"""The Store on one SQLite file. Only wiring: each duty is a function in its own file, run on the writer or on a reader.
+
+One writer thread holds every write of this store object, in the order of the calls; two readers serve the rest. All of them
+begin with the first call. A forked child must drop the object without closing it and open a new one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import sqlite3
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TypeAlias, TypeVar, cast
+
+from onward._store.base import Clock, WorkerInfo
+from onward._store.operations import Fence, JournalOp, Op, Outcome
+from onward._store.records import Claimed, ClaimRequest, Filter, Inbox, JournalRow, Loaded, WorkflowRow
+from onward._store.sqlite import claims, mailbox, reads
+from onward._store.sqlite.connection import absolute, check_file_system, check_place, check_version, connect
+from onward._store.sqlite.database import Database, Probe
+from onward._store.sqlite.journal import apply_batch
+from onward._store.sqlite.leases import SqliteLeases
+from onward._store.sqlite.migrations import ensure_schema, url_of
+from onward._store.sqlite.steps import refuse_inside_step, run_step
+from onward._store.sqlite.threads import JobThreads
+from onward.errors import SchemaError
+
+T = TypeVar("T")
+Rows: TypeAlias = list[WorkflowRow]
+READERS = 2
+
+
+class SqliteStore:
+    """See base.Store."""
+
+    def __init__(self, path: str | Path, *, clock: Clock | None = None, probe: Probe | None = None) -> None:
+        self._database = Database(absolute(path), clock=clock, probe=probe)
+        self.url = url_of(self._database)
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._ends: set[Callable[[], None]] = set()
+        self._create_file = False
+        name = self._database.name
+        self._writer = JobThreads(
+            "onward-writer", name, 1, lambda: self._database.connect_writer(create=self._create_file)
+        )
+        self._readers = JobThreads("onward-reader", name, READERS, lambda: connect(self._database.path, read_only=True))
+
+    # --- life ---
+
+    async def open(self, *, migrate: bool = True) -> None:
+        """Connect and check the schema. With `migrate=False` a missing file is an error and stays missing."""
+        check_version()
+        path = self._database.path
+        check_place(path, create=migrate)
+        check_file_system(path)
+        if not migrate and not path.exists():
+            raise SchemaError(
+                f"there is no database {path}; check the URL, or make it with: onward migrate --url {self.url}"
+            )
+        self._loop = asyncio.get_running_loop()
+        self._create_file = migrate
+        try:
+            await self._writer.call(lambda conn: ensure_schema(conn, self._database, migrate=migrate))
+        except BaseException:
+            await self.close()
+            raise
+        self._create_file = False
+
+    async def close(self) -> None:
+        """Close every connection and thread; idempotent."""
+        for end in list(self._ends):
+            end()
+        await self._writer.close()
+        await self._readers.close()
+
+    def now_us(self) -> int:
+        """This machine's clock, never falling: it is the database's."""
+        return self._database.now_us()
+
+    async def _write(self, job: Callable[[sqlite3.Connection], T]) -> T:
+        refuse_inside_step(self._database.path)
+        return await self._writer.call(job)
+
+    # --- writes and what workers read ---
+
+    async def write(self, batch: Sequence[Op], *, retry: bool = False) -> list[Outcome]:
+        """Apply the operations in one transaction."""
+        if not batch:
+            return []
+
+        def apply(conn: sqlite3.Connection, now: int) -> list[Outcome]:
+            return apply_batch(conn, batch, retry=retry, now=now)
+
+        return await self._write(lambda conn: self._database.transaction(conn, "write", apply))
+
+    async def run_transaction(
+        self,
+        fence: Fence,
+        body: Callable[[sqlite3.Connection], T],
+        finish: Callable[[T], JournalOp],
+        *,
+        limit_s: float = 5.0,
+        context: contextvars.Context | None = None,
+    ) -> T:
+        """Run `body(connection)` and record `finish(its result)` in one transaction; SQLite only.
+
+        Both run on the writer thread, `body` in `context` (default: a copy of the caller's). The execution's earlier entries
+        must be committed, and its next ones wait: `finish` numbers the entry.
+        Raises LeaseLost (nothing ran, or all was rolled back), TransactionTimedOut, StoreError before or at the commit
+        (after OutcomeUnknown look into the journal: the entry is there exactly if the body's writes are), and whatever the
+        body raised, as it is.
+        """
+        chosen = context if context is not None else contextvars.copy_context()
+
+        def job(_: sqlite3.Connection) -> tuple[T, None] | tuple[None, sqlite3.Error]:
+            try:
+                return run_step(self._database, fence, body, finish, limit_s, chosen), None
+            except sqlite3.Error as error:
+                return None, error  # the body's own: an error that escapes a job counts as the store's
+
+        result, error = await self._write(job)
+        if error is not None:
+            raise error
+        return cast(T, result)
+
+    async def claim(self, request: ClaimRequest) -> list[Claimed]:
+        """Take due rows."""
+        return await self._write(lambda conn: claims.claim(conn, self._database, request))
+
+    async def reconcile(self, worker_id: str, held: Sequence[tuple[str, int]]) -> list[str]:
+        """Release what this worker has and does not hold."""
+        return await self._write(lambda conn: claims.reconcile(conn, self._database, worker_id, held))
+
+    async def adopt_diverged(self, code_version: str) -> int:
+        """Make rows due that this code version has not tried yet."""
+        return await self._write(lambda conn: claims.adopt_diverged(conn, self._database, code_version))
+
+    async def load(self, workflow_ids: Sequence[str]) -> list[Loaded]:
+        """Histories, mail and retry states."""
+        return await self._readers.call(lambda conn: claims.load(conn, workflow_ids))
+
+    async def signals(self, worker_id: str) -> dict[str, int]:
+        """`signals` of this worker's running rows."""
+        return await self._readers.call(lambda conn: mailbox.read_signals(conn, worker_id))
+
+    async def mail(self, wanted: Sequence[tuple[str, int]]) -> list[Inbox]:
+        """Newer mail of held workflows."""
+        return await self._readers.call(lambda conn: mailbox.read_mail(conn, wanted))
+
+    async def next_due(
+        self, queues: Sequence[str], types: Sequence[str], only: Sequence[str] | None = None, *, alone: bool = False
+    ) -> int | None:
+        """The earliest next_run_at among claimable rows."""
+        return await self._readers.call(lambda conn: claims.next_due(conn, queues, types, only, alone=alone))
+
+    def subscribe(self, notify: Callable[[], None]) -> Callable[[], None]:
+        """Call `notify` on this loop soon after a commit of any process."""
+        unsubscribe = self._database.shared.hub.subscribe(self._loop or asyncio.get_running_loop(), notify)
+        self._ends.add(unsubscribe)
+
+        def end() -> None:
+            self._ends.discard(unsubscribe)
+            unsubscribe()
+
+        return end
+
+    def leases(self) -> SqliteLeases:
+        """The lease thread's connection, opened by its first call."""
+        return SqliteLeases(self._database)
+
+    # --- reads for people ---
+
+    async def get(self, workflow_id: str) -> WorkflowRow | None:
+        """One workflow, or None."""
+        return await self._readers.call(lambda conn: reads.get(conn, workflow_id))
+
+    async def outcomes(self, workflow_ids: Sequence[str]) -> Rows:
+        """Those of these workflows that are final."""
+        return await self._readers.call(lambda conn: reads.outcomes(conn, workflow_ids))
+
+    async def journal(self, workflow_id: str) -> list[JournalRow]:
+        """All entries in seq order."""
+        return await self._readers.call(lambda conn: reads.journal(conn, workflow_id))
+
+    async def children(self, workflow_id: str) -> Rows:
+        """Direct children, oldest first."""
+        return await self._readers.call(lambda conn: reads.children(conn, workflow_id))
+
+    async def counts(self) -> dict[str, int]:
+        """Number of workflows by status."""
+        return await self._readers.call(reads.counts)
+
+    async def workers(self) -> list[WorkerInfo]:
+        """Every worker row, newest first."""
+        return await self._readers.call(reads.workers)
+
+    async def list(self, filter: Filter) -> Rows:
+        """A page, newest first. (Last in the class: below it, `list` means this method.)"""
+        return await self._readers.call(lambda conn: reads.list_page(conn, filter))

@@ -1,0 +1,119 @@
+"""The command group: finds commands lazily, and turns every error that Onward raises on purpose into one line and an exit code.
+
+Imported by each run of `onward`, so it imports nothing that is slow: no asyncio, no msgspec, no client.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from typing import Any
+
+import click
+
+from onward import errors
+from onward._version import __version__
+from onward.cli.settings import Failure, Settings, common_options, one_line
+
+COMMANDS = {
+    "cancel": "onward.cli.cancel",
+    "demo": "onward.cli.demo",
+    "ls": "onward.cli.ls",
+    "migrate": "onward.cli.migrate",
+    "retry": "onward.cli.retry",
+    "run": "onward.cli.run",
+    "show": "onward.cli.show",
+    "signal": "onward.cli.signal",
+    "start": "onward.cli.start",
+    "worker": "onward.cli.worker",
+}
+"""Command → the module that has a click command of the same name."""
+
+EXIT_CODES = """\b
+Exit codes:
+  0  done
+  1  the workflow failed or was cancelled (start --wait, run)
+  2  wrong usage or bad input
+  3  there is no such workflow
+  4  conflict: the id is taken, or the workflow has ended already
+  5  the database cannot be used
+  130, 143  ended by Ctrl-C (SIGINT) or by SIGTERM
+"""
+
+_CODES: tuple[tuple[type[Exception], int], ...] = (
+    (errors.WorkflowNotFound, 3),
+    (errors.WorkflowIdConflict, 4),
+    (errors.WorkflowAlreadyEnded, 4),
+    (errors.SchemaError, 5),
+    (errors.StoreError, 5),
+    (errors.WorkflowFailed, 1),
+    (errors.NonDeterminismError, 1),
+)
+
+
+def exit_code(error: Exception) -> int:
+    """The exit code of an error: part of the interface, see EXIT_CODES. What is not listed is bad input."""
+    return next((code for kind, code in _CODES if isinstance(error, kind)), 2)
+
+
+class LazyGroup(click.Group):
+    """Imports the module of a command when the command is looked up."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """All commands, by name."""
+        return sorted(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """The command, or None if there is none of this name."""
+        module = COMMANDS.get(cmd_name)
+        if module is None:
+            return None
+        command = getattr(importlib.import_module(module), cmd_name)
+        assert isinstance(command, click.Command)
+        return command
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run; errors of Onward end it with `error: …` on stderr, and with a traceback too under --log-level debug."""
+        try:
+            return super().invoke(ctx)
+        except Failure as failure:
+            _show_traceback(ctx)
+            raise failure from None
+        except errors.OnwardError as error:
+            _show_traceback(ctx)
+            raise Failure(str(error), exit_code(error)) from None
+        except KeyboardInterrupt:
+            click.echo(err=True)
+            ctx.exit(130)
+
+
+def _show_traceback(ctx: click.Context) -> None:
+    settings = ctx.find_object(Settings)
+    if settings is not None and settings.log_level == "debug":
+        click.echo(settings.traceback(), err=True, nl=False)
+
+
+@click.group(
+    cls=LazyGroup,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
+    epilog=EXIT_CODES,
+)
+@common_options
+@click.version_option(__version__, prog_name="onward", message="%(prog)s %(version)s")
+def onward() -> None:
+    """Durable workflows in the database that your application already has.
+
+    The database is --url, else the environment variable ONWARD_DATABASE_URL, else the file onward.db in the
+    working directory.
+    """
+
+
+def main() -> None:
+    """The entry point: runs the command line of this process and exits."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")  # what a terminal cannot show must not end the command
+    onward(prog_name="onward")
+
+
+__all__ = ["COMMANDS", "EXIT_CODES", "exit_code", "main", "one_line", "onward"]

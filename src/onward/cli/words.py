@@ -1,0 +1,78 @@
+"""Words for people: lengths of time, moments, states with the time that is left, JSON on one line. Pure."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Any
+
+import msgspec
+
+from onward.cli.settings import one_line
+from onward.info import ErrorInfo, WorkflowInfo
+
+
+def span(seconds: float) -> str:
+    """A length of time in at most two units.
+
+    >>> span(0.0123), span(3.25), span(75), span(7260), span(273600)
+    ('12 ms', '3.2 s', '1 min 15 s', '2 h 1 min', '3 d 4 h')
+    """
+    if seconds < 0.9995:
+        return f"{seconds * 1000:.0f} ms" if seconds >= 0.01 else f"{seconds * 1000:.1f} ms"
+    if seconds < 59.95:
+        return f"{seconds:.1f} s"
+    whole = round(seconds)
+    for size, unit, small, small_unit in ((86400, "d", 3600, "h"), (3600, "h", 60, "min"), (60, "min", 1, "s")):
+        if round(whole / small) * small >= size:
+            whole = round(whole / small) * small
+            rest = whole % size // small
+            return f"{whole // size} {unit}" + (f" {rest} {small_unit}" if rest else "")
+    return f"{whole} s"
+
+
+def relative(at: datetime, now: datetime) -> str:
+    """`in 3 d 4 h`, `just now` or `5 min ago`."""
+    left = (at - now).total_seconds()
+    if -1 < left <= 0:
+        return "just now"
+    return f"in {span(left)}" if left > 0 else f"{span(-left)} ago"
+
+
+def instant(at: datetime) -> str:
+    """A moment in UTC, to the second."""
+    return f"{at:%Y-%m-%d %H:%M:%S} UTC"
+
+
+def state(info: WorkflowInfo, now: datetime) -> str:
+    """`WorkflowInfo.state` with the time that is left, or with the fact that it is due."""
+    at = info.next_run_at
+    words = one_line(info.state)
+    if at is None or info.finished_at is not None:
+        return words
+    if at > now:
+        return f"{words} (in {span((at - now).total_seconds())})"
+    return words if info.status == "pending" and not info.waiting_for and info.error is None else f"{words} (due now)"
+
+
+def brief_state(info: WorkflowInfo, now: datetime) -> str:
+    """The state for a table: `sleeping (2 d 23 h left)`."""
+    words, until, _ = one_line(info.state).partition(" until ")
+    if not until or info.next_run_at is None:
+        return words
+    left = (info.next_run_at - now).total_seconds()
+    return f"{words} ({span(left)} left)" if left > 0 else f"{words} (due now)"
+
+
+def json_line(value: Any, limit: int | None = None) -> str:
+    """A value as JSON on one line, cut at `limit` characters."""
+    return cut(one_line(msgspec.json.encode(value).decode()), limit)
+
+
+def error_line(error: ErrorInfo, limit: int | None = None) -> str:
+    """An error on one line."""
+    return cut(one_line(f"{error.type}: {error.message}" if error.message else error.type), limit)
+
+
+def cut(text: str, limit: int | None) -> str:
+    """The text, or its beginning and `...`."""
+    return text if limit is None or len(text) <= limit else f"{text[: max(limit - 3, 0)]}..."

@@ -1,0 +1,155 @@
+"""Handles: one workflow as its caller sees it. `AsyncHandle` does the work, `Handle` is its blocking face.
+
+Made by the clients; a handle holds an id, never a copy of state: each call asks the database.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
+
+import msgspec
+
+from onward._engine import failures
+from onward._engine.specs import WorkflowSpec
+from onward._store.operations import CancelOp, RetryOp
+from onward._store.records import Status, WorkflowRow
+from onward.errors import ResultTimeout
+from onward.info import JournalEntry, WorkflowInfo
+from onward.retry import Duration, seconds
+
+if TYPE_CHECKING:
+    from onward._engine.connection import Connection
+
+R = TypeVar("R")
+
+
+class AsyncHandle(Generic[R]):
+    """One workflow, for asyncio code. Get one from `AsyncClient.start` or `AsyncClient.handle`.
+
+    Attributes:
+        id: the workflow's id.
+        created: whether the `start` that gave this handle made the workflow; False where it existed before.
+    """
+
+    def __init__(
+        self,
+        connection: Callable[[], Awaitable[Connection]],
+        workflow_id: str,
+        spec: WorkflowSpec | None,
+        *,
+        created: bool = False,
+    ) -> None:
+        self._connection = connection
+        self.spec = spec
+        self.id = workflow_id
+        self.created = created
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self.id!r}>"
+
+    async def result(self, *, timeout: Duration | None = None) -> R:
+        """Wait until the workflow ends, and return what its function returned.
+
+        Args:
+            timeout: seconds or timedelta to wait; None (the default) waits for ever. It leaves the workflow alone.
+
+        Raises:
+            WorkflowFailed: it failed; WorkflowCancelled: it was cancelled; WorkflowTimedOut: its own deadline passed;
+            or a class that its definition lists in `raises=`.
+            ResultTimeout: `timeout` passed first. WorkflowNotFound: there is no such workflow.
+        """
+        row = await self._final_row(None if timeout is None else seconds(timeout, "result(timeout=)"))
+        if row.status == "completed":
+            result: R = self._decode(row.result or "null")
+            return result
+        raises = self.spec.raises if self.spec is not None else ()
+        raise failures.rebuild_workflow(row.error or failures.note("Unknown", "no error was recorded"), self.id, raises)
+
+    async def _final_row(self, timeout_s: float | None) -> WorkflowRow:
+        connection = await self._connection()
+        row = await connection.row(self.id)
+        if row.finished_at is not None:
+            return row
+        final = await connection.outcome(self.id, timeout_s)
+        if final is None:
+            raise ResultTimeout(self.id, timeout_s or 0)
+        return final
+
+    def _decode(self, text: str) -> Any:
+        if self.spec is None:
+            return msgspec.json.decode(text)
+        return self.spec.result.decode(text)
+
+    async def status(self) -> Status:
+        """The status now: pending, running, waiting, completed, failed or cancelled."""
+        return (await (await self._connection()).row(self.id)).status
+
+    async def info(self) -> WorkflowInfo:
+        """All that is known of the workflow, in one consistent read."""
+        return WorkflowInfo.of(await (await self._connection()).row(self.id))
+
+    async def journal(self) -> list[JournalEntry]:
+        """Its recorded entries in order, struck-out ones included."""
+        connection = await self._connection()
+        await connection.row(self.id)
+        return [JournalEntry.of(row) for row in await connection.journal(self.id)]
+
+    async def cancel(self) -> bool:
+        """Ask the workflow to end. One that never ran is cancelled at once; a running one gets CancelledError at its
+        present await and may clean up. Returns False if it had ended already."""
+        return await (await self._connection()).control(CancelOp(self.id))
+
+    async def retry(self) -> bool:
+        """Run a failed or cancelled workflow again from where its history does not yet force that end; the entries after
+        that are struck out, on record. One that is backing off runs now. Returns False if it has completed."""
+        return await (await self._connection()).control(RetryOp(self.id))
+
+
+class Handle(Generic[R]):
+    """One workflow, for blocking code. Get one from `Client.start` or `Client.handle`.
+
+    Attributes:
+        id: the workflow's id.
+        created: whether the `start` that gave this handle made the workflow; False where it existed before.
+    """
+
+    def __init__(self, inner: AsyncHandle[R], call: Callable[[Callable[[], Coroutine[Any, Any, Any]]], Any]) -> None:
+        self._inner = inner
+        self._call = call
+        self.id = inner.id
+        self.created = inner.created
+
+    def __repr__(self) -> str:
+        return f"<Handle {self.id!r}>"
+
+    def result(self, *, timeout: Duration | None = None) -> R:
+        """Block until the workflow ends, and return its result; see `AsyncHandle.result`."""
+        result: R = self._call(lambda: self._inner.result(timeout=timeout))
+        return result
+
+    def status(self) -> Status:
+        """The status now; see `AsyncHandle.status`."""
+        status: Status = self._call(self._inner.status)
+        return status
+
+    def info(self) -> WorkflowInfo:
+        """All that is known of the workflow; see `AsyncHandle.info`."""
+        info: WorkflowInfo = self._call(self._inner.info)
+        return info
+
+    def journal(self) -> list[JournalEntry]:
+        """Its recorded entries in order; see `AsyncHandle.journal`."""
+        entries: list[JournalEntry] = self._call(self._inner.journal)
+        return entries
+
+    def cancel(self) -> bool:
+        """Ask the workflow to end; see `AsyncHandle.cancel`."""
+        return bool(self._call(self._inner.cancel))
+
+    def retry(self) -> bool:
+        """Run a failed or cancelled workflow again; see `AsyncHandle.retry`."""
+        return bool(self._call(self._inner.retry))
+
+
+__all__ = ["AsyncHandle", "Handle"]

@@ -1,0 +1,33 @@
+"""The loop "kill at the N-th store call or step body, N = 1, 2, …" until a worker survives to the end."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.faults.kills import IS_LONG, Matrix, tell
+from tests.faults.processes import ForkServers
+
+STRIDE = 1 if IS_LONG else 5
+
+
+@pytest.fixture(scope="module")
+def matrix(tmp_path_factory: pytest.TempPathFactory, servers: ForkServers) -> Matrix:
+    """The undisturbed run and copies of its database."""
+    return Matrix(tmp_path_factory.mktemp("loop"), servers)
+
+
+@pytest.mark.parametrize("mode", ["ordinary", "late_signal", "always_parks"])
+def test_a_kill_at_the_nth_point_changes_nothing_for_any_n(matrix: Matrix, mode: str) -> None:
+    """N rises until the victim survives; every N leads to the undisturbed outcome (a sample of them by default)."""
+    options = {} if mode == "ordinary" else {mode: True}
+    next_n, survived, kill_count = 1, False, 0
+    while not survived:
+        numbers = [next_n + index * STRIDE for index in range(12)]
+        rounds = matrix.rounds([f"*@{number}" for number in numbers], **options)
+        tell(rounds)
+        kill_count += sum(one.was_killed for one in rounds)
+        survived = not all(one.was_killed for one in rounds)
+        next_n = numbers[-1] + STRIDE
+    assert kill_count * STRIDE > matrix.points.total() // 3
