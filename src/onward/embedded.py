@@ -1,7 +1,7 @@
 """Working on one workflow inside the calling process: what `client.run` and `onward.run` do.
 
-A worker limited to that workflow and the children it starts lives as long as the call. It replays everything it runs, so
-that non-deterministic code shows itself at once in development.
+A worker limited to that workflow and the children it starts lives as long as the call, within the `lifespan` of the function's
+module if that has one. It replays everything it runs, so that non-deterministic code shows itself at once in development.
 """
 
 from __future__ import annotations
@@ -30,7 +30,13 @@ async def run_here(url: str, spec: WorkflowSpec, handle: AsyncHandle[R]) -> R:
             failed.set_exception(error)
 
     worker = Worker(
-        url, workflows=_neighbours(spec), checks_replay=True, grace=5.0, _only=(handle.id,), _on_error=escaped
+        url,
+        workflows=_neighbours(spec),
+        lifespan=inspect.unwrap(spec.fn).__globals__.get("lifespan"),
+        checks_replay=True,
+        grace=5.0,
+        _only=(handle.id,),
+        _on_error=escaped,
     )
     async with worker:
         result = asyncio.ensure_future(handle.result())

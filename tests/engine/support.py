@@ -149,15 +149,21 @@ class Lab:
 
     async def info(self, handle: AsyncHandle[Any] | str) -> WorkflowInfo:
         """The workflow as it stands."""
+        info = await self._seen(handle)
+        assert info is not None
+        return info
+
+    async def _seen(self, handle: AsyncHandle[Any] | str) -> WorkflowInfo | None:
         row = await self.store.get(handle if isinstance(handle, str) else handle.id)
-        assert row is not None
-        return WorkflowInfo.of(row)
+        return None if row is None else WorkflowInfo.of(row)
 
     async def parked(self, handle: AsyncHandle[Any] | str, on: str = "") -> WorkflowInfo:
         """Wait until the workflow has parked; with `on`, until a wait of this key, kind or name is among what it waits for."""
 
         async def look() -> WorkflowInfo | None:
-            info = await self.info(handle)
+            info = await self._seen(handle)
+            if info is None:
+                return None
             names = {name for wait in info.waiting_for for name in (wait.key, wait.kind, wait.name)}
             is_parked = info.status in ("pending", "waiting") and bool(info.waiting_for)
             return info if is_parked and (not on or on in names) else None
@@ -177,8 +183,8 @@ class Lab:
         """Wait until the workflow has one of these statuses."""
 
         async def look() -> WorkflowInfo | None:
-            info = await self.info(handle)
-            return info if info.status in statuses else None
+            info = await self._seen(handle)
+            return info if info is not None and info.status in statuses else None
 
         return await self.until(look)
 
@@ -202,6 +208,13 @@ def engine_of(worker: Worker) -> Engine:
 def held(worker: Worker) -> dict[str, Runner]:
     """The executions that a worker holds in memory."""
     return engine_of(worker).dispatcher._held
+
+
+async def holds_nothing(worker: Worker) -> None:
+    """Wait until a worker holds no execution in memory."""
+    async with asyncio.timeout(PATIENCE_S):
+        await engine_of(worker).dispatcher._emptied.wait()
+    assert engine_of(worker).dispatcher.held_ids == []
 
 
 def see_time_pass(engine: Engine) -> None:

@@ -8,7 +8,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from onward import Signal, WorkflowTimedOut, now, sleep, sleep_until, step, workflow
-from tests.engine.support import Lab, engine_of, held, keys, wait_for
+from tests.engine.support import Lab, holds_nothing, keys, wait_for
 
 approved = Signal("approved", str)
 
@@ -33,7 +33,7 @@ async def test_a_sleep_survives_the_worker_and_holds_nothing_in_it(lab: Lab) -> 
             info = await lab.parked(handle, on="sleep")
             assert info.status == "pending"
             assert info.state.startswith("sleeping until")
-            assert held(worker) == {}
+            await holds_nothing(worker)
         lab.clock.advance(timedelta(days=2, hours=23))
         async with lab.working(flow):
             assert (await lab.info(handle)).status == "pending"
@@ -90,7 +90,7 @@ async def test_a_thousand_sleepers_hold_no_executions_in_the_worker(plain_lab: L
             return sum(bool(info.waiting_for) for info in infos) == 1000
 
         await lab.until(all_sleep)
-        assert engine_of(worker).dispatcher.held_ids == []
+        await holds_nothing(worker)
         lab.clock.advance(3600)
         results = await asyncio.gather(*(handle.result(timeout=20) for handle in handles))
     assert results == list(range(1000))
@@ -298,4 +298,4 @@ async def test_a_worker_that_holds_nothing_has_no_executions_after_all_have_park
         handles = [await client.start(flow) for _ in range(5)]
         for handle in handles:
             await lab.parked(handle)
-        assert engine_of(worker).dispatcher.held_ids == []
+        await holds_nothing(worker)

@@ -46,6 +46,7 @@ class Job(msgspec.Struct, kw_only=True, frozen=True):
     failpoint: str = ""
     lease: float = 15.0
     slots: int = 200
+    threads: int = 32
     grace: float = 5.0
     checks_replay: bool = False
     always_parks: bool = False
@@ -82,6 +83,7 @@ async def _work(job: Job) -> None:
         workflows=flows.WORKFLOWS,
         lease=job.lease,
         slots=job.slots,
+        threads=job.threads,
         grace=job.grace,
         checks_replay=job.checks_replay,
         _is_always_parking=job.always_parks,

@@ -109,7 +109,7 @@ class Bodies:
         self.running.add(body)
         context = self._context.copy()
         if spec.is_async:
-            body.task = self._loop.create_task(self._run_async(body), context=context)
+            body.task = asyncio.Task(self._run_async(body), loop=self._loop, context=context)
             body.task.add_done_callback(functools.partial(self._task_ended, body))
             return
         failpoints.hit("body:before")

@@ -89,7 +89,7 @@ class FailAttemptOp(msgspec.Struct, frozen=True):
     """End an attempt by an error: attempts + 1, `pending` after `backoff_us`, `worker` null, `error` kept for people.
 
     `entries` (the `attempt` entry) are recorded, entries numbered in `strike` are struck out; the workflow's retry states
-    become exactly `retries`, so that the failed step has all its tries again. → `Applied` | `LeaseLost`
+    become exactly `retries`, so that the failed step has all its tries again. With an unread cancel it is due now. → `Applied` | `LeaseLost`
     """
 
     fence: Fence

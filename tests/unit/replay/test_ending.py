@@ -61,7 +61,7 @@ def test_what_is_left_when_the_root_ends_is_closed_with_one_note_and_its_command
     assert closed == [0, 1, 2]
     [note] = run.notes
     assert "3 of its tasks were unfinished" in note
-    assert "test_matching.py:" in note
+    assert "test_ending.py:" in note
 
 
 def test_a_step_that_was_never_awaited_is_reported_at_the_end() -> None:
@@ -230,7 +230,7 @@ def test_an_execution_that_nothing_can_wake_is_ended_as_stuck_with_its_line() ->
     run = Run(waits_for_nothing)
     run.core.stuck("waits for nothing that can come")
     assert isinstance(run.error, WorkflowStuck)
-    assert "test_matching.py:" in run.error.location
+    assert "test_ending.py:" in run.error.location
 
 
 def test_replay_may_be_called_once_and_deliver_between_replay_and_close() -> None:

@@ -125,7 +125,8 @@ class Transaction:
                 _put_off(row, op.retries)
                 row.status, row.worker, row.error = "pending", None, op.error
                 row.attempts += 1
-                row.next_run_at = self._now + op.backoff_us
+                is_cancelled = any(mail.kind == "cancel" for mail in row.mail)  # then it does not wait for the back-off
+                row.next_run_at = self._now + (0 if is_cancelled else op.backoff_us)
                 row.divergences, row.diverged_by = 0, ()
             case ReleaseOp():
                 row.status, row.worker = "pending", None

@@ -76,9 +76,12 @@ FROM (SELECT json_extract(value, '$[0]') AS id, json_extract(value, '$[1]') AS s
 WHERE w.id = p.id;
 
 -- name: fail_attempts
--- [id, error, back-off]
+-- [id, error, back-off]: a cancel that came since does not wait for the back-off (index onward_mailbox_unread).
 UPDATE onward_workflows AS w SET
-    status = 'pending', worker = NULL, attempts = w.attempts + 1, error = p.error, next_run_at = :now + p.backoff,
+    status = 'pending', worker = NULL, attempts = w.attempts + 1, error = p.error,
+    next_run_at = :now + CASE WHEN EXISTS (
+        SELECT 1 FROM onward_mailbox AS m WHERE m.workflow_id = p.id AND m.is_read = 0 AND m.kind = 'cancel'
+    ) THEN 0 ELSE p.backoff END,
     divergences = 0, diverged_by = NULL, updated_at = :now
 FROM (SELECT json_extract(value, '$[0]') AS id, json_extract(value, '$[1]') AS error, json_extract(value, '$[2]') AS backoff
       FROM json_each(:rows)) AS p

@@ -1,0 +1,70 @@
+"""Several worker processes on one file: each body once while nothing fails, every outcome right when workers are killed."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections import Counter
+
+from tests.faults import flows
+from tests.faults.kills import IS_LONG
+from tests.faults.processes import until
+from tests.faults.scenes import Scene
+
+WORKER_COUNT = 4
+COUNT = 300
+
+
+def start_many(scene: Scene, count: int) -> None:
+    scene.start(*(flows.three.using(id=f"w-{number:05}").bind(number) for number in range(count)))
+
+
+def check_results(scene: Scene, count: int) -> None:
+    rows = scene.rows("SELECT id, status, result FROM onward_workflows ORDER BY id")
+    assert rows == [(f"w-{number:05}", "completed", str(number + 12)) for number in range(count)]
+    scene.check()
+
+
+def test_four_workers_drain_one_file_and_run_each_body_once(scene: Scene) -> None:
+    """With a small share for each claim all of them get work; no body runs twice and none is left out."""
+    start_many(scene, COUNT)
+    workers = [scene.spawn(slots=10) for _ in range(WORKER_COUNT)]
+    scene.until_final(60)
+    for worker in workers:
+        worker.stop()
+    check_results(scene, COUNT)
+    bodies = scene.bodies()
+    assert Counter(Counter((line.workflow, line.key) for line in bodies).values()) == {1: 3 * COUNT}
+    assert len({line.pid for line in bodies}) == WORKER_COUNT
+    assert {line.pid for line in bodies} == {worker.pid for worker in workers}
+
+
+def test_workers_killed_at_random_change_no_outcome(scene: Scene) -> None:
+    """Every worker is killed again and again while the file is drained; a new one comes for each."""
+    count = 5 * COUNT if IS_LONG else COUNT
+    seed = time.time_ns()
+    print(f"random seed {seed}")
+    rng = random.Random(seed)
+    start_many(scene, count)
+    workers = [scene.spawn(slots=10) for _ in range(WORKER_COUNT)]
+    kill_count = 0
+    final_count = 0
+    while final_count < count:
+        # the next kill comes when some more workflows are through
+        wanted = min(count, final_count + rng.randint(1, count // 20))
+
+        def final() -> int:
+            return sum(scene.statuses()[status] for status in ("completed", "failed"))
+
+        until(lambda: final() >= wanted, f"{wanted} ended workflows", timeout_s=60)  # noqa: B023
+        final_count = final()
+        if final_count < count:
+            victim = rng.randrange(WORKER_COUNT)
+            workers[victim].kill()
+            kill_count += 1
+            workers[victim] = scene.spawn(slots=10)
+    for worker in workers:
+        worker.kill()
+    print(f"{kill_count} kills, {len(scene.bodies())} bodies for {3 * count} steps")
+    assert kill_count >= 5
+    check_results(scene, count)
