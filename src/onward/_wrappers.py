@@ -15,7 +15,7 @@ from dataclasses import replace
 from datetime import datetime
 from typing import Any, Generic, ParamSpec, TypeVar
 
-from onward._engine.replay.calls import current_execution
+from onward._engine.replay.calls import StepCall, call_child, current_execution
 from onward._engine.specs import StartOptions, StepSpec, WorkflowSpec
 from onward._options import check_key, is_coroutine_function, start_options
 from onward.errors import DefinitionError, NotInWorkflow
@@ -78,7 +78,7 @@ class Step(Generic[P, R_co]):
                 )
             return _run_plainly(spec.fn, args, kwargs)
         spec.result.resolve()
-        result: Coroutine[Any, Any, R_co] = execution.call_step(spec, args, kwargs)
+        result: Coroutine[Any, Any, R_co] = StepCall(execution, spec, args, kwargs)
         return result
 
     def __get__(self, instance: object, owner: type | None = None) -> Step[P, R_co]:
@@ -181,7 +181,7 @@ class Workflow(Generic[P, R_co]):
                 f"a client (`client.start({_short_name(self._spec.fn)}, …)`), or call .fn to run the bare function"
             )
         self._spec.arguments.bind(args, kwargs)
-        result: Coroutine[Any, Any, R_co] = execution.call_child(self._spec, self._options, args, kwargs)
+        result: Coroutine[Any, Any, R_co] = call_child(execution, self._spec, self._options, args, kwargs)
         return result
 
     def __get__(self, instance: object, owner: type | None = None) -> Workflow[P, R_co]:

@@ -12,10 +12,10 @@ import random as _random
 import uuid as _uuid
 from collections.abc import Coroutine, Mapping, MutableMapping
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar, overload
 
-from onward._engine.replay.calls import ChildHandle, current_execution
+from onward._engine.replay.calls import ChildHandle, current_execution, start_child, wait_signal, wrap
 from onward._engine.specs import WorkflowSpec
 from onward._engine.stepinfo import StepInfo, current_step_info
 from onward._wrappers import BoundWorkflow, Workflow
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 P = ParamSpec("P")
 T = TypeVar("T")
 R_co = TypeVar("R_co", covariant=True)
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +89,7 @@ def sleep(delay: Duration) -> Coroutine[Any, Any, None]:
     """
     coroutine: Coroutine[Any, Any, None] = asyncio.sleep(seconds(delay, "sleep(delay)"))
     execution = current_execution()
-    return coroutine if execution is None else execution.wrap(coroutine)
+    return coroutine if execution is None else wrap(execution, coroutine)
 
 
 def sleep_until(when: datetime) -> Coroutine[Any, Any, None]:
@@ -105,7 +106,7 @@ def sleep_until(when: datetime) -> Coroutine[Any, Any, None]:
 def now() -> datetime:
     """The time, in UTC; in a workflow that of the last journal entry, the same on every replay."""
     execution = current_execution()
-    return datetime.now(UTC) if execution is None else execution.now()
+    return datetime.now(UTC) if execution is None else _EPOCH + timedelta(microseconds=execution.now_us)
 
 
 def uuid4() -> _uuid.UUID:
@@ -161,7 +162,7 @@ def start(workflow: Any, /, *args: Any, **kwargs: Any) -> Coroutine[Any, Any, Ch
     if not args and not kwargs and hasattr(workflow, "args"):
         args, kwargs = workflow.args, workflow.kwargs
     workflow.spec.arguments.bind(args, kwargs)
-    return execution.start_child(workflow.spec, workflow.options, args, dict(kwargs))
+    return start_child(execution, workflow.spec, workflow.options, args, dict(kwargs))
 
 
 class Signal(Generic[T]):
@@ -206,7 +207,7 @@ class Signal(Generic[T]):
         """
         execution = _execution(f"signal {self.name!r}: wait()", "only a workflow can wait for a signal")
         limit = None if timeout is None else seconds(timeout, "wait(timeout=)")
-        return execution.wait_signal(self.name, self.codec, limit)
+        return wait_signal(execution, self.name, self.codec, limit)
 
     def __repr__(self) -> str:
         return f"Signal({self.name!r})"

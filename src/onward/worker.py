@@ -148,7 +148,15 @@ class Worker:
         self._stopping.clear()
         self._task = loop.create_task(self._live(started), name="onward-worker", context=contextvars.copy_context())
         either: set[asyncio.Future[None]] = {started, self._task}
-        await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+        try:
+            await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+        except asyncio.CancelledError:
+            task, self._task = self._task, None
+            self._stopping.set()
+            if not started.done():
+                task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+            raise
         if not started.done():
             task, self._task = self._task, None
             started.cancel()
@@ -170,7 +178,7 @@ class Worker:
             await self._store.open(migrate=True)
             stack.push_async_callback(self._store.close)
             if self._lifespan is not None:
-                manager = self._lifespan() if callable(self._lifespan) else self._lifespan
+                manager = _entered_by(self._lifespan)
                 await stack.enter_async_context(manager)
             engine = Engine(self._store, self._options, contextvars.copy_context())
             self._engine = engine
@@ -199,6 +207,11 @@ class Worker:
                     f"transactional step {step.name!r} is async, but on SQLite its body gets a sqlite3.Connection "
                     "on the database's one writer thread: make it a plain `def`"
                 )
+
+
+def _entered_by(lifespan: Lifespan) -> AbstractAsyncContextManager[Any]:
+    """The context manager itself; those that `@asynccontextmanager` makes are callable as well (as decorators)."""
+    return lifespan if isinstance(lifespan, AbstractAsyncContextManager) else lifespan()
 
 
 async def _finish(task: asyncio.Task[None]) -> None:

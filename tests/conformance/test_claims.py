@@ -54,6 +54,8 @@ async def test_later_claims_keep_what_the_first_has_set(world: World) -> None:
     assert (claimed.epoch, claimed.started_at) == (2, T0)
     assert (claimed.version, claimed.code_version) == ("1/3.11", "c1")
     assert not claimed.is_fresh
+    found = await row(store)
+    assert (found.started_at, found.version, found.code_version) == (T0, "1/3.11", "c1")
 
 
 async def test_a_first_claim_after_a_signal_is_not_fresh(world: World) -> None:
@@ -307,6 +309,16 @@ async def test_a_diverged_row_is_adopted_once_by_each_other_code_version(world: 
     assert await store.adopt_diverged("v1") == 0  # or two versions would push it to and fro for ever
     assert await store.adopt_diverged("v3") == 1
     assert (await row(store)).next_run_at == world.clock.now
+
+
+async def test_only_the_rows_that_others_could_not_replay_are_adopted(world: World) -> None:
+    store = await world.open()
+    world.worker(store)
+    for version in ("v1", "v2"):
+        fence = await started_and_claimed(store, version)
+        await one(store, ReleaseOp(fence, 300 * SECOND, None, version))
+    assert await store.adopt_diverged("v1") == 1
+    assert [found.id for found in await store.claim(request())] == ["v2"]
 
 
 async def test_an_accepted_history_forgets_its_divergences(world: World) -> None:

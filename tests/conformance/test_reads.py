@@ -185,9 +185,12 @@ async def test_writes_of_many_tasks_all_get_their_own_answer(world: World) -> No
 
 async def test_a_cancelled_caller_leaves_the_store_usable(world: World) -> None:
     store = await world.open()
+    complaints: list[dict[str, object]] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: complaints.append(context))
     task = asyncio.ensure_future(store.write([StartOp(new("a"))]))
     await asyncio.sleep(0)
     task.cancel()
     await asyncio.gather(task, return_exceptions=True)
     assert (await one(store, StartOp(new("b")))) is not None
     assert (await row(store, "b")).status == "pending"
+    assert complaints == []

@@ -193,7 +193,7 @@ async def test_a_child_before_the_floor_wakes_its_parent_only_then(world: World)
     store = await waiting_for_children(world, 3, floor_s=10)
     await complete(store, "a/c0")
     found = await row(store)
-    assert (found.next_run_at, found.signals) == (T0 + 10 * SECOND, 1)
+    assert (found.status, found.next_run_at, found.signals) == ("waiting", T0 + 10 * SECOND, 1)
     assert await store.claim(request(only=("a",))) == []
     world.clock.advance(10)
     [_] = await store.claim(request(only=("a",)))

@@ -72,6 +72,8 @@ async def test_progress_and_a_lone_step_are_set(world: World) -> None:
     await store.write([JournalOp(fence, progress="1"), JournalOp(fence, progress="2"), JournalOp(fence, step="s")])
     found = await row(store)
     assert (found.progress, found.step, found.status) == ("2", "s", "running")
+    await record(store, fence, progress="3")
+    assert (await row(store)).progress == "3"
 
 
 async def test_delivered_mail_leaves_the_mailbox_and_settled_retries_go(world: World) -> None:
@@ -393,3 +395,29 @@ async def test_many_ends_in_one_batch_wake_a_parent_once_with_all_the_mail(world
     assert (found.status, found.next_run_at, found.signals) == ("pending", T0, 5)
     [loaded] = await store.load(["a"])
     assert [mail.name for mail in loaded.mail] == children
+
+
+async def test_a_cancelled_parent_takes_its_living_children_along_in_its_own_transaction(world: World) -> None:
+    store = await world.open()
+    world.worker(store)
+    parent = await started_and_claimed(store)
+    for name in ("a/new", "a/running", "a/done"):
+        await one(store, StartOp(new(name, parent_id="a"), parent))
+    await claim_one(store, "a/running")
+    await one(store, FinishOp(await claim_one(store, "a/done"), "completed", "1"))
+    assert await one(store, FinishOp(parent, "cancelled", error=ERROR, cancels_children=True)) == APPLIED
+    assert (await row(store, "a/new")).status == "cancelled"
+    assert (await row(store, "a/done")).status == "completed"
+    running = await row(store, "a/running")
+    assert (running.status, running.cancel_requested_at) == ("running", T0)
+    [inbox] = await store.mail([("a/running", 0)])
+    assert [mail.kind for mail in inbox.mail] == ["cancel"]
+
+
+async def test_a_parent_that_simply_ends_leaves_its_children_alone(world: World) -> None:
+    store = await world.open()
+    world.worker(store)
+    parent = await started_and_claimed(store)
+    await one(store, StartOp(new("a/c", parent_id="a"), parent))
+    assert await one(store, FinishOp(parent, "failed", error=ERROR)) == APPLIED
+    assert (await row(store, "a/c")).status == "pending"

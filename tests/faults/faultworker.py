@@ -23,7 +23,7 @@ from typing import Any
 import msgspec
 
 from onward._engine import connection as client_connection
-from onward._engine import failpoints
+from onward._engine import dispatcher, failpoints
 from onward._engine.replay.matching import Execution
 from onward._engine.runner import Runner
 from onward._store.opening import open_store
@@ -96,7 +96,7 @@ async def _work(job: Job) -> None:
 
 async def _start(job: Job) -> None:
     failpoints.arm(job.failpoint)
-    client_connection.open_store = functools.partial(open_store, probe=failpoints.hit)
+    vars(client_connection)["open_store"] = functools.partial(open_store, probe=failpoints.hit)
     async with AsyncClient(job.url) as client:
         if job.start == "many":
             await client.start_many(flows.three.using(id=f"many-{number}").bind(number) for number in range(5000))
@@ -136,10 +136,11 @@ def _lose_claim_reply(_argument: str) -> None:
 
 
 def _impatient(seconds: str) -> None:
-    """Wait less long for a write lock than in production."""
+    """Wait less long for a write lock, and for a database that takes no writes at the end, than in production."""
     defaults = Database.__init__.__kwdefaults__
     assert defaults is not None
     defaults["busy_s"] = float(seconds)
+    dispatcher.STOP_PATIENCE_S = float(seconds)
 
 
 def _full_disk(room: str) -> None:
@@ -157,6 +158,7 @@ def _full_disk(room: str) -> None:
 
 def _census(path: str) -> None:
     """On SIGUSR1, write into the file how many executions, runners and threads this process has."""
+
     def take(*_: object) -> None:
         gc.collect()
         objects: Sequence[Any] = gc.get_objects()

@@ -10,15 +10,17 @@ import asyncio
 import os
 import signal
 import sqlite3
+import subprocess
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from onward.context import Signal, current_step, progress
-from onward.definitions import step, workflow
+from onward.context import Signal, progress
+from onward.definitions import Workflow, step, workflow
 from onward.errors import StepFailed
 from onward.retry import Retry
-from tests.faults.ledger import note
+from tests.faults.ledger import note, note_and_count
 
 GATE_POLL_S = 0.01
 go_on = Signal("go_on", str)
@@ -74,7 +76,7 @@ def refuse(value: int) -> int:
 @step(retry=Retry(tries=3, delay=0.005, jitter=0))
 async def retry_soon(value: int) -> int:
     """Fails in its first try; the wait is sat out in memory."""
-    tries = note_try()
+    tries = note().tries
     if tries == 1:
         raise Refused("not yet")
     return value
@@ -83,16 +85,10 @@ async def retry_soon(value: int) -> int:
 @step(retry=Retry(tries=3, delay=0.06, jitter=0))
 def retry_parked(value: int) -> int:
     """Fails in its first try; the wait is long enough to be parked and written down."""
-    tries = note_try()
+    tries = note().tries
     if tries == 1:
         raise Refused("not yet")
     return value
-
-
-def note_try() -> int:
-    """Write the line and return the number of this try."""
-    note()
-    return current_step().try_number
 
 
 @step(transactional=True)
@@ -106,7 +102,7 @@ def book(connection: sqlite3.Connection, amount: int) -> int:
 @step
 async def fail_late(value: int) -> int:
     """Raises the first time it runs, at once: its error is recorded while the workflow waits for `dawdle`."""
-    if note() == 1:
+    if note_and_count() == 1:
         raise Refused("late")
     return value
 
@@ -121,7 +117,7 @@ async def dawdle(value: int) -> int:
 @step
 def fail_once(value: int) -> int:
     """Raises the first time it runs, and nobody handles it: the workflow has a second attempt."""
-    if note() == 1:
+    if note_and_count() == 1:
         raise Refused("escaping")
     return value
 
@@ -207,7 +203,7 @@ async def listening(value: int) -> str:
 @step
 async def at_gate(gate: str) -> int:
     """Runs until the gate file exists, without blocking anything."""
-    begun = note()
+    begun = note_and_count()
     while not Path(gate).exists():
         await asyncio.sleep(GATE_POLL_S)
     return begun
@@ -216,7 +212,7 @@ async def at_gate(gate: str) -> int:
 @step
 def at_gate_in_thread(gate: str) -> int:
     """The same, blocking its thread."""
-    begun = note()
+    begun = note_and_count()
     while not Path(gate).exists():
         time.sleep(GATE_POLL_S)
     return begun
@@ -225,7 +221,7 @@ def at_gate_in_thread(gate: str) -> int:
 @step
 async def at_gate_blocking(gate: str) -> int:
     """The wrong one: its first body blocks the worker's event loop until the gate file exists."""
-    begun = note()
+    begun = note_and_count()
     while begun == 1 and not Path(gate).exists():
         time.sleep(GATE_POLL_S)
     return begun
@@ -235,6 +231,19 @@ async def at_gate_blocking(gate: str) -> int:
 async def gated(gate: str) -> int:
     await at_gate(gate)
     return await add_one(1)
+
+
+@step
+def make_bulk(length: int) -> str:
+    """Its result needs new pages in the database file."""
+    note()
+    return "x" * length
+
+
+@workflow
+async def bulky(gate: str) -> int:
+    await at_gate(gate)
+    return len(await make_bulk(200_000))
 
 
 @workflow
@@ -267,11 +276,33 @@ async def kill_worker() -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
+@step
+def kill_worker_but_not_its_children(gate: str) -> None:
+    """Leaves two children behind, a forked one and a started one, that live until the gate file exists."""
+    if note_and_count() > 1:
+        return
+    if os.fork() == 0:
+        for _ in range(3000):
+            if Path(gate).exists():
+                break
+            time.sleep(GATE_POLL_S)
+        os._exit(0)
+    command = f"for i in $(seq 300); do test -e '{gate}' && exit; sleep 0.1; done"
+    subprocess.Popen(["/bin/sh", "-c", command])
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+@workflow
+async def survived_by_children(gate: str) -> None:
+    await kill_worker_but_not_its_children(gate)
+
+
 @workflow
 async def poison() -> None:
     await kill_worker()
 
 
-WORKFLOWS = [
-    addition, blocking_itself, failing, gated, gated_blocking, gated_in_thread, listening, poison, sleeper, three, trial,
+WORKFLOWS: list[Workflow[..., Any]] = [
+    addition, blocking_itself, bulky, failing, gated, gated_blocking, gated_in_thread, listening, poison, sleeper,
+    survived_by_children, three, trial,
 ]  # fmt: skip

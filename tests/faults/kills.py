@@ -90,6 +90,10 @@ class Matrix:
         assert scene.outcome() == self.undisturbed, f"{failpoint}: another outcome\n{scene.describe()}"
         return Round(failpoint, code != 0, takeover_s)
 
+    def is_over(self, scene: Scene) -> bool:
+        """Whether the trial has ended."""
+        return scene.status(ID) in ("completed", "failed", "cancelled")
+
     def rounds(self, failpoints: Iterable[str], **options: Any) -> list[Round]:
         """Several rounds side by side."""
         with ThreadPoolExecutor(SIDE_BY_SIDE) as pool:
@@ -115,7 +119,9 @@ def _send(scene: Scene) -> None:
 def _rests(scene: Scene) -> bool:
     """Nothing will happen any more in this scene: all has ended, or waits for the signal."""
     rows = scene.rows("SELECT status, waiting_for FROM onward_workflows")
-    return all(status in ("completed", "failed") or (status == "waiting" and "go_on" in waiting) for status, waiting in rows)
+    return all(
+        status in ("completed", "failed") or (status == "waiting" and "go_on" in waiting) for status, waiting in rows
+    )
 
 
 def tell(rounds: list[Round]) -> None:

@@ -33,8 +33,8 @@ def use_ledger(path: str | Path) -> None:
     _path = Path(path)
 
 
-def note() -> int:
-    """Write a line for the body that is running, and return how many lines this step has by now, this one included."""
+def note() -> Line:
+    """Write a line for the body that is running, and return it."""
     assert _path is not None
     info = current_step()
     line = Line(info.workflow_id, info.key, info.try_number, os.getpid(), time.time_ns() // 1000)
@@ -43,13 +43,20 @@ def note() -> int:
         os.write(fd, (json.dumps(line) + "\n").encode())
     finally:
         os.close(fd)
+    return line
+
+
+def note_and_count() -> int:
+    """The same; return how many lines this step has by now, this one included."""
+    line = note()
+    assert _path is not None
     return sum(other[:2] == line[:2] for other in read_ledger(_path))
 
 
 def read_ledger(path: str | Path) -> list[Line]:
-    """Every line so far, in the order of writing."""
+    """Every line so far, in the order of writing; a reader may come between the two halves of a write over a page's end."""
     try:
         text = Path(path).read_text(encoding="utf-8")
     except FileNotFoundError:
         return []
-    return [Line(*json.loads(line)) for line in text.splitlines()]
+    return [Line(*json.loads(line)) for line in text[: text.rfind("\n") + 1].splitlines()]

@@ -158,12 +158,17 @@ class Scene:
         bookings = self.rows("SELECT amount FROM bookings")
         return {"workflows": workflows, "entries": entries, "bookings": bookings}
 
-    def check(self) -> None:
-        """The invariants that hold at any time, running or not."""
+    def check(self, *, may_stall: bool = False) -> None:
+        """The invariants that hold at any time, running or not.
+
+        `may_stall`: processes were stopped at random moments; one of these may be the moment between a body's last look at
+        the lease and its first line, against which there is no help.
+        """
         assert not self.rows("PRAGMA integrity_check") or self.rows("PRAGMA integrity_check") == ["ok"]
         self._check_outcomes()
         self._check_journals()
-        self._check_bodies()
+        if not may_stall:
+            self._check_bodies()
         self._check_sources()
 
     def _check_outcomes(self) -> None:
@@ -214,8 +219,14 @@ class Scene:
                 " WHERE status NOT IN ('completed', 'failed', 'cancelled')"
             ).fetchall()
             workers = {row[0] for row in conn.execute("SELECT id FROM onward_workers WHERE is_dead = 0")}
-            children = {row[0] for row in conn.execute("SELECT DISTINCT parent_id FROM onward_workflows WHERE finished_at IS NULL")}
-            unread = {(row[0], row[1], row[2]) for row in conn.execute("SELECT workflow_id, kind, name FROM onward_mailbox WHERE is_read = 0")}
+            children = {
+                row[0]
+                for row in conn.execute("SELECT DISTINCT parent_id FROM onward_workflows WHERE finished_at IS NULL")
+            }
+            unread = {
+                (row[0], row[1], row[2])
+                for row in conn.execute("SELECT workflow_id, kind, name FROM onward_mailbox WHERE is_read = 0")
+            }
         for workflow_id, status, next_run_at, worker, waiting_for in open_rows:
             match status:
                 case "pending":
@@ -225,7 +236,9 @@ class Scene:
                 case "waiting":
                     kinds = {item["kind"] for item in json.loads(waiting_for)}
                     names = {item.get("name") for item in json.loads(waiting_for) if item["kind"] == "signal"}
-                    assert next_run_at is not None or "signal" in kinds or workflow_id in children, f"{workflow_id} waits for nothing"
+                    assert next_run_at is not None or "signal" in kinds or workflow_id in children, (
+                        f"{workflow_id} waits for nothing"
+                    )
                     mail = {(kind, name) for to, kind, name in unread if to == workflow_id}
                     lost = [(kind, name) for kind, name in mail if kind != "signal" or name in names]
                     assert next_run_at is not None or not lost, f"{workflow_id} sleeps though {lost} has come"

@@ -47,7 +47,7 @@ def in_thread(name: str, gate: threading.Event | None) -> None:
 
 def make_body(spec: StepSpec, host: Host, *args: object) -> Body:
     ran.clear()
-    command = RunStep("key", spec, args, {}, None, None, 0)
+    command = RunStep("key", 0, spec, args, {}, None, None)
     info = StepInfo(workflow_id="w", key="key", idempotency_key="w/key", try_number=1)
     return Body(command, host, info, 1, 0)
 
@@ -73,7 +73,10 @@ def test_bodies_that_wait_for_a_thread_do_not_begin_once_the_lease_is_lost_or_no
     async def main() -> None:
         holds = True
         bodies, host, gate = Bodies(1, contextvars.copy_context(), lambda: holds), Host(), threading.Event()
-        first, dropped, lost = (make_body(in_thread.spec, host, name, gate if name == "first" else None) for name in ("first", "dropped", "lost"))
+        first, dropped, lost = (
+            make_body(in_thread.spec, host, name, gate if name == "first" else None)
+            for name in ("first", "dropped", "lost")
+        )
         for body in (first, dropped, lost):
             bodies.start(body)
         dropped.is_dropped = True

@@ -28,7 +28,10 @@ def test_code_that_blocks_the_loop_is_named_in_the_log(scene: Scene, name: str) 
         [warning] = [line for line in worker.log.splitlines() if "has not turned" in line]
         gate.touch()
         scene.until_final()
-        subject = {"at_gate_blocking": "step at_gate_blocking of workflow culprit", "blocking_itself": "workflow culprit"}[name]
+        subject = {
+            "at_gate_blocking": "step at_gate_blocking of workflow culprit",
+            "blocking_itself": "workflow culprit",
+        }[name]
         found = re.search(r"in (.+): \S+flows\.py:(\d+) in (\w+); blocking work belongs into a `def` step$", warning)
         assert found is not None and (found[1], found[3]) == (subject, name)
         assert first <= int(found[2]) < first + len(lines)

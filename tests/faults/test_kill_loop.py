@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 
 from tests.faults.kills import IS_LONG, Matrix, tell
 from tests.faults.processes import ForkServers
 
-STRIDE = 1 if IS_LONG else 5
+STRIDE = 1 if IS_LONG else 3
 
 
 @pytest.fixture(scope="module")

@@ -5,10 +5,11 @@ from __future__ import annotations
 import random
 import time
 from collections import Counter
+from pathlib import Path
 
 from tests.faults import flows
-from tests.faults.kills import IS_LONG
-from tests.faults.processes import until
+from tests.faults.kills import IS_LONG, Matrix
+from tests.faults.processes import ForkServers, until
 from tests.faults.scenes import Scene
 
 WORKER_COUNT = 4
@@ -68,3 +69,22 @@ def test_workers_killed_at_random_change_no_outcome(scene: Scene) -> None:
     print(f"{kill_count} kills, {len(scene.bodies())} bodies for {3 * count} steps")
     assert kill_count >= 5
     check_results(scene, count)
+
+
+def test_a_workflow_gets_to_its_end_however_often_its_workers_die(tmp_path: Path, servers: ForkServers) -> None:
+    """Each worker dies some dozens of failpoints after its start, life after life: recorded steps make the progress."""
+    matrix = Matrix(tmp_path, servers)
+    scene = matrix.signalled.copy("deaths")
+    seed = time.time_ns()
+    print(f"random seed {seed}")
+    rng = random.Random(seed)
+    deaths = 0
+    while not matrix.is_over(scene):
+        worker = scene.spawn(failpoint=f"*@{rng.randint(30, 45)}")
+        until(lambda: worker.ended is not None or matrix.is_over(scene), "an end")  # noqa: B023
+        worker.kill()
+        deaths += 1
+        scene.check()
+    print(f"{deaths} deaths")
+    assert deaths >= 3
+    assert scene.outcome() == matrix.undisturbed

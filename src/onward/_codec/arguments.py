@@ -38,6 +38,7 @@ class ArgumentsCodec:
     """
 
     _signature: inspect.Signature | None
+    _is_plain: bool  # every parameter can be given by keyword
     _kinds: dict[str, Any]
     _names: tuple[str, ...]
     _required: int
@@ -45,6 +46,7 @@ class ArgumentsCodec:
         "_codecs",
         "_fn",
         "_is_inspected",
+        "_is_plain",
         "_is_stored",
         "_kinds",
         "_names",
@@ -139,8 +141,12 @@ class ArgumentsCodec:
         raw = _decode_raw(text, self.where)
         if isinstance(raw, list):
             return self._decode_positions(raw), {}
+        if self._is_plain:
+            kwargs = {name: self._codec(name).decode(bytes(raw.pop(name))) for name in self._kinds if name in raw}
+            kwargs.update((name, msgspec.json.decode(item)) for name, item in raw.items())
+            return (), kwargs
         args: list[Any] = []
-        kwargs: dict[str, Any] = {}
+        kwargs = {}
         var_positional = next((n for n, kind in self._kinds.items() if kind is inspect.Parameter.VAR_POSITIONAL), None)
         surplus = _decode_list(raw[var_positional]) if var_positional in raw else []
         for name, kind in self._kinds.items():
@@ -180,6 +186,8 @@ class ArgumentsCodec:
         positional = [p for p in parameters.values() if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
         self._signature = signature
         self._kinds = {name: parameter.kind for name, parameter in parameters.items()}
+        by_name = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+        self._is_plain = all(kind in by_name for kind in self._kinds.values())
         self._names = tuple(parameter.name for parameter in positional)
         self._required = sum(parameter.default is parameter.empty for parameter in positional)
         if signature is None or any(p.kind is p.KEYWORD_ONLY and p.default is p.empty for p in parameters.values()):

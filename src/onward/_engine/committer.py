@@ -101,6 +101,7 @@ class Committer:
             if not self._queue:
                 self._wake.clear()
             await self._flush(batch)
+            del batch  # else an idle worker would keep the executions of its last batch
             if not self._queue:
                 self._idle.set()
 

@@ -5,6 +5,7 @@ the reader behind `result()`. Made by the clients; never shared between loops.
 from __future__ import annotations
 
 import asyncio
+import contextvars
 from typing import Self
 
 from onward._engine.committer import Call, Committer
@@ -35,18 +36,29 @@ class Connection:
         self.loop = asyncio.get_running_loop()
         self.committer = Committer(self.store, patience_s=PATIENCE_S)
         self._watcher = OutcomeWatcher(self.store)
+        self._calls: set[Call] = set()
         self._opening: asyncio.Task[None] | None = None
 
     async def opened(self) -> Self:
         """Open once, however many callers come first."""
         if self._opening is None:
-            self._opening = self.loop.create_task(self._open(), name="onward-open")
+            # In a context of its own: this client's tasks outlive whatever its first caller happens to run in.
+            context = contextvars.Context()
+            self._opening = self.loop.create_task(self._open(), name="onward-open", context=context)
         await asyncio.shield(self._opening)
         return self
 
     async def _open(self) -> None:
         await self.store.open(migrate=self._migrate)
         self.committer.start()
+        self.committer.task.add_done_callback(self._committer_ended)
+
+    def _committer_ended(self, task: asyncio.Task[None]) -> None:
+        """No call may wait for a committer that a bug has ended."""
+        error = None if task.cancelled() else task.exception()
+        for call in self._calls:
+            if error is not None and not call.future.done():
+                call.future.set_exception(error)
 
     async def close(self) -> None:
         """Write what is queued and close everything."""
@@ -57,9 +69,14 @@ class Connection:
 
     async def write(self, op: Op) -> Outcome:
         """Commit one operation, together with those of other callers."""
+        self.store.check_caller()
         call = Call(self.loop)
+        self._calls.add(call)
         self.committer.submit(op, call)
-        return await call.future
+        try:
+            return await call.future
+        finally:
+            self._calls.discard(call)
 
     async def control(self, op: CancelOp | RetryOp) -> bool:
         """A cancel or retry; False if the workflow had ended."""

@@ -16,7 +16,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import TYPE_CHECKING
 
 from onward._engine.runner import Runner
-from onward._store.records import ClaimRequest, Claimed
+from onward._store.records import Claimed, ClaimRequest
 from onward.errors import StoreError
 
 if TYPE_CHECKING:
@@ -29,6 +29,8 @@ POLL_S = 5.0
 MAIL_INTERVAL_S = 0.01
 """At most this often are the mailboxes of held executions looked at."""
 ADOPT_S = 1.0
+STOP_PATIENCE_S = 5.0
+"""How long a stopping worker waits after the grace for a database that does not take its writes."""
 QUARANTINE_PATIENCE_S = 10.0
 """How long a due quarantined row waits before a busy worker stops claiming until it is empty."""
 
@@ -67,7 +69,8 @@ class Dispatcher:
         ]
 
     async def stop(self, grace_s: float) -> None:
-        """Claim nothing more; wait for bodies within the grace, then give everything back."""
+        """Claim nothing more; wait for bodies within the grace, then give everything back. What a database that takes no
+        writes does not take back soon is left for others to take over, as after a crash."""
         self.is_stopping = True
         for task in self.tasks:
             task.cancel()
@@ -79,15 +82,21 @@ class Dispatcher:
             runner.wind_down()
         loop = self._engine.loop
         force = loop.call_later(grace_s, self._force_out)
+        give_up = loop.call_later(grace_s + STOP_PATIENCE_S, self._give_up)
         try:
             while self._held:
                 await self._emptied.wait()
         finally:
             force.cancel()
+            give_up.cancel()
 
     def _force_out(self) -> None:
         for runner in list(self._held.values()):
             runner.wind_down(now=True)
+
+    def _give_up(self) -> None:
+        log.warning("%d workflows could not be given back; others will take them over", len(self._held))
+        self.drop_all()
 
     def poke(self) -> None:
         """Something may be due, or may have come for a held execution."""
@@ -111,7 +120,7 @@ class Dispatcher:
         return list(self._held)
 
     def drop_all(self) -> None:
-        """Forget every execution: this worker was declared dead."""
+        """Forget every execution without a word to the database."""
         for runner in list(self._held.values()):
             runner.drop()
 

@@ -63,14 +63,11 @@ def judge(
         case Returned():
             return Verdict(fence, FinishOp(fence, "completed", result=ending.result))
         case Cancelled(timed_out=True):
-            message = "the workflow's own timeout passed"
-            return Verdict(
-                fence, FinishOp(fence, "failed", error=note("WorkflowTimedOut", message, status="timed_out"))
-            )
+            record = note("WorkflowTimedOut", "the workflow's own timeout passed", status="timed_out")
+            return Verdict(fence, FinishOp(fence, "failed", error=record, cancels_children=True))
         case Cancelled():
-            return Verdict(
-                fence, FinishOp(fence, "cancelled", error=note("Cancelled", "cancelled", status="cancelled"))
-            )
+            record = note("Cancelled", "cancelled", status="cancelled")
+            return Verdict(fence, FinishOp(fence, "cancelled", error=record, cancels_children=True))
         case Raised():
             return _judge_error(runner, ending, history, tentative, had_timers)
 

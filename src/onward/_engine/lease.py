@@ -65,7 +65,9 @@ class LeaseKeeper:
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
         self._valid_until = 0.0
-        self._turned_at = time.monotonic()
+        self._asked_at: float | None = None
+        """When the loop was asked to turn, until it does. The time is counted from the question: this thread may itself have
+        waited for the database, and the whole process may have stood still."""
         self._is_failing = False
         self._has_warned = False
         self._worker: WorkerRow | None = None
@@ -121,10 +123,10 @@ class LeaseKeeper:
     def _beat_until_stopped(self, leases: Leases, worker_id: str, lease_us: int) -> None:
         renewed_at = time.monotonic()
         while not self._stop.wait(BEAT_S):
-            self._watch_loop()
+            stuck_for = self._watch_loop()
             try:
                 now = time.monotonic()
-                if now - renewed_at >= RENEW_S - BEAT_S / 2 and now - self._turned_at < self._lease_s:
+                if now - renewed_at >= RENEW_S - BEAT_S / 2 and stuck_for < self._lease_s:
                     if not leases.renew(worker_id, lease_us):
                         self._valid_until = 0.0
                         self._tell(self._events.dead)
@@ -151,20 +153,25 @@ class LeaseKeeper:
             self._is_failing = False
             log.info("the lease is renewed again")
 
-    def _watch_loop(self) -> None:
-        """Ask the loop to turn; report it if it has not for too long."""
-        stuck_for = time.monotonic() - self._turned_at
-        if stuck_for > BEAT_S + STUCK_WARNING_S and not self._has_warned:
+    def _watch_loop(self) -> float:
+        """Ask the loop to turn; report it if it has not for too long. Returns for how long it has not."""
+        asked_at = self._asked_at
+        if asked_at is None:
+            self._asked_at = time.monotonic()
+            self._has_warned = False
+            self._tell(self._turned)
+            return 0.0
+        stuck_for = time.monotonic() - asked_at
+        if stuck_for > STUCK_WARNING_S and not self._has_warned:
             self._has_warned = True
             log.warning(
                 "the event loop has not turned for %.1f s: %s; blocking work belongs into a `def` step",
-                stuck_for - BEAT_S, describe_block(sys._current_frames().get(self._loop_thread)),
+                stuck_for, describe_block(sys._current_frames().get(self._loop_thread)),
             )  # fmt: skip
-        self._tell(self._turned)
+        return stuck_for
 
     def _turned(self) -> None:
-        self._turned_at = time.monotonic()
-        self._has_warned = False
+        self._asked_at = None
 
     def _tell(self, callback: Callable[..., None], *args: object) -> None:
         try:

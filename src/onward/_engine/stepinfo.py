@@ -22,7 +22,9 @@ class StepInfo:
         details: what `heartbeat` was last given.
     """
 
-    __slots__ = ("_cancelled", "_on_heartbeat", "details", "idempotency_key", "key", "try_number", "workflow_id")
+    __slots__ = (
+        "_is_cancelled", "_on_heartbeat", "_waiters", "details", "idempotency_key", "key", "try_number", "workflow_id",
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -39,7 +41,8 @@ class StepInfo:
         self.try_number = try_number
         self.details: Any = None
         self._on_heartbeat = on_heartbeat
-        self._cancelled: threading.Event | None = None
+        self._is_cancelled = False
+        self._waiters: list[threading.Event] = []
 
     def heartbeat(self, details: Any = None) -> None:
         """Say that the body is alive, and how far it is. Callable from the body's thread."""
@@ -50,19 +53,22 @@ class StepInfo:
     @property
     def cancelled(self) -> bool:
         """Whether the result is not wanted any more; a long body looks at this and stops."""
-        return self._cancelled is not None and self._cancelled.is_set()
+        return self._is_cancelled
 
     def cancel(self) -> None:
-        """Set `cancelled` (the runner does)."""
-        if self._cancelled is None:
-            self._cancelled = threading.Event()
-        self._cancelled.set()
+        """Set `cancelled` (the runner does), then wake whoever has begun to wait."""
+        self._is_cancelled = True
+        for waiter in tuple(self._waiters):
+            waiter.set()
 
     def wait_cancelled(self, timeout_s: float | None = None) -> bool:
         """Block a body's thread until it is cancelled or the time is over; whether it is cancelled."""
-        if self._cancelled is None:
-            self._cancelled = threading.Event()
-        return self._cancelled.wait(timeout_s)
+        waiter = threading.Event()
+        self._waiters.append(waiter)
+        if not self._is_cancelled:  # looked at after the waiter can be found: `cancel` sees one, or we see the other
+            waiter.wait(timeout_s)
+        self._waiters.remove(waiter)
+        return self._is_cancelled
 
     def __repr__(self) -> str:
         return f"<StepInfo {self.workflow_id!r} {self.key!r} try {self.try_number}>"

@@ -20,7 +20,7 @@ from onward._engine.replay.commands import CancelStep, RunStep
 from onward._engine.stepinfo import StepInfo
 from onward._store.operations import JournalOp
 from onward._store.records import Entry, StepRetry
-from onward.errors import CodecError, Fail, LeaseLost, OutcomeUnknown, StoreConflict, StoreError
+from onward.errors import CodecError, ConfigurationError, Fail, LeaseLost, OutcomeUnknown, StoreConflict, StoreError
 from onward.retry import RetryLater
 
 if TYPE_CHECKING:
@@ -84,13 +84,19 @@ class Steps:
         engine = self._runner.engine
         tries = (state.tries if state else 0) + 1
         body = Body(command, self, self._info(command, tries), tries, engine.now_us())
-        self._bodies[command.key] = body
         if command.spec.is_transactional:
+            try:
+                transactor = engine.transactor()
+            except ConfigurationError as error:
+                self._runner.fail_certainly(error)
+                return
+            self._bodies[command.key] = body
             self._frozen = deque()
             engine.bodies.start_transaction(
-                body, engine.transactor(), self._runner.fence, lambda result: self._transaction_entry(body, result)
+                body, transactor, self._runner.fence, lambda result: self._transaction_entry(body, result)
             )
         else:
+            self._bodies[command.key] = body
             engine.bodies.start(body)
 
     def cancel(self, command: CancelStep) -> None:

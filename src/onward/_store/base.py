@@ -125,6 +125,11 @@ class Store(Reads, Protocol):
         """A lower bound of the database's clock, never falling."""
         ...
 
+    def check_caller(self) -> None:
+        """Raise InTransactionalStep where a write for this caller would wait for the caller's own transaction. A client
+        asks before it queues a write: its committer, which calls `write`, runs in no caller's context."""
+        ...
+
     async def write(self, batch: Sequence[Op], *, retry: bool = False) -> list[Outcome]:
         """Apply the operations in one transaction and return their outcomes, in order, after the commit.
 

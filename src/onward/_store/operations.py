@@ -76,20 +76,23 @@ class FinishOp(msgspec.Struct, frozen=True):
     """Write the one outcome; `worker` and `next_run_at` become null.
 
     The end goes as kind `child` into the mailbox of the parent and of every `waiters` row, and wakes them; unread mail,
-    retry states and waiters of the workflow are deleted. → `Applied` | `LeaseLost`
+    retry states and waiters of the workflow are deleted. `cancels_children`: every child that has not ended is cancelled
+    in the same transaction, in order of id, as by `CancelOp`. → `Applied` | `LeaseLost`
     """
 
     fence: Fence
     status: Literal["completed", "failed", "cancelled"]
     result: str | None = None
     error: str | None = None
+    cancels_children: bool = False
 
 
 class FailAttemptOp(msgspec.Struct, frozen=True):
     """End an attempt by an error: attempts + 1, `pending` after `backoff_us`, `worker` null, `error` kept for people.
 
     `entries` (the `attempt` entry) are recorded, entries numbered in `strike` are struck out; the workflow's retry states
-    become exactly `retries`, so that the failed step has all its tries again. With an unread cancel it is due now. → `Applied` | `LeaseLost`
+    become exactly `retries`, so that the failed step has all its tries again. With an unread cancel it is due now.
+    → `Applied` | `LeaseLost`
     """
 
     fence: Fence

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import sqlite3
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -43,13 +44,14 @@ INDEXES = {
 
 
 @pytest.fixture(scope="module")
-def conn(tmp_path_factory: pytest.TempPathFactory) -> sqlite3.Connection:
+def conn(tmp_path_factory: pytest.TempPathFactory) -> Iterator[sqlite3.Connection]:
     path: Path = tmp_path_factory.mktemp("plans") / "x.db"
     conn = sqlite3.connect(path)
     for migration in known_migrations():
         for statement in split_statements(migration.sql):
             conn.execute(statement)
-    return conn
+    yield conn
+    conn.close()
 
 
 def plan(conn: sqlite3.Connection, name: str) -> list[str]:

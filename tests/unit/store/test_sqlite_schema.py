@@ -30,8 +30,10 @@ async def test_a_file_without_our_schema_is_named_and_left_alone(tmp_path: Path)
     with sqlite3.connect(path) as conn:
         conn.execute("CREATE TABLE users (id)")
     conn.close()
+    before = path.read_bytes()
     with pytest.raises(SchemaError, match="has no Onward schema; run: onward migrate --url"):
         await open_store(f"sqlite:///{path}").open(migrate=False)
+    assert path.read_bytes() == before  # not even its journal mode has changed
     conn = sqlite3.connect(path)
     assert conn.execute("SELECT name FROM sqlite_schema").fetchall() == [("users",)]
     conn.close()

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import os
+import signal
 import threading
 import warnings
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 
@@ -140,20 +142,17 @@ def test_a_lock_file_is_held_once_and_free_after_release(tmp_path: Path) -> None
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
 async def test_a_forked_child_can_drop_its_stores_and_open_its_own(world: SqliteWorld) -> None:
     store = await world.open()
+    assert isinstance(store, SqliteStore)
     store.subscribe(lambda: None)
     world.worker(store)
     await start(store)
     read, write = os.pipe()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # 3.12 warns of fork beside threads: just what is tested
-        pid = os.fork()
-    if pid == 0:
-        verdict = b"failed"
-        try:
-            verdict = _in_child(world)
-        finally:
-            os.write(write, verdict)
-            os._exit(0)
+        with store._database.shared.mutex:  # another thread of the parent is writing just now
+            pid = os.fork()
+            if pid == 0:
+                _answer(write, world)
     os.close(write)
     answer = await asyncio.to_thread(os.read, read, 100)
     os.close(read)
@@ -161,6 +160,17 @@ async def test_a_forked_child_can_drop_its_stores_and_open_its_own(world: Sqlite
     assert answer == b"started"
     assert (await row(store, "by child")).status == "pending"
     assert (await claim_one(store, "by child")).epoch == 1
+
+
+def _answer(write: int, world: SqliteWorld) -> NoReturn:
+    """The child: say how it went, and never return into the test."""
+    signal.alarm(30)
+    verdict = b"failed"
+    try:
+        verdict = _in_child(world)
+    finally:
+        os.write(write, verdict)
+        os._exit(0)
 
 
 def _in_child(world: SqliteWorld) -> bytes:
@@ -183,14 +193,19 @@ async def test_a_forked_child_does_not_keep_its_dead_parents_lock(world: SqliteW
     await start(store)
     await claim_one(store, worker="victim")
     read, write = os.pipe()
+    alive, born = os.pipe()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
         pid = os.fork()
     if pid == 0:
         os.close(write)
+        os.write(born, b"x")
         os.read(read, 1)  # lives on until the test has ended
         os._exit(0)
     os.close(read)
+    os.close(born)
+    await asyncio.to_thread(os.read, alive, 1)  # what runs in a child after a fork has run
+    os.close(alive)
     victim.close()
     try:
         assert undertaker.bury("undertaker") == 1
@@ -226,6 +241,23 @@ async def test_a_late_renewal_alone_does_not_kill_a_worker_that_holds_its_lock(w
     assert undertaker.bury("undertaker") == 0  # the first look at this lease
     world.clock.advance(1)
     assert undertaker.bury("undertaker") == 1  # nobody renewed it while the lock was free
+
+
+async def test_a_renewal_that_comes_just_before_the_burial_wins(
+    world: SqliteWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = await world.open()
+    undertaker = world.worker(store, "undertaker", lease_s=1000)
+    late = world.worker(store, "w1", lease_s=10)
+    await start(store)
+    await claim_one(store)
+    world.clock.advance(11)
+    assert undertaker.bury("undertaker") == 0
+    world.clock.advance(2)
+    # between the look without the lock and the write under it
+    monkeypatch.setattr(undertaker, "_forget_renewed", lambda others: late.renew("w1", 10_000_000))
+    assert undertaker.bury("undertaker") == 0
+    assert late.renew("w1", 10_000_000)
 
 
 async def test_lock_files_of_the_dead_and_the_retired_are_removed(world: SqliteWorld) -> None:
@@ -266,3 +298,18 @@ async def test_probes_surround_every_commit_of_the_writer(tmp_path: Path) -> Non
     leases.close()
     await store.close()
     assert points == ["write:before-commit", "write:after-commit", "claim:before-commit", "claim:after-commit"]
+
+
+async def test_what_fails_before_the_commit_is_rolled_back_and_arrives_as_it_is(tmp_path: Path) -> None:
+    def probe(point: str) -> None:
+        if point == "write:before-commit":
+            raise RuntimeError("stop here")
+
+    store = SqliteStore(tmp_path / "x.db", probe=probe)
+    await store.open()
+    with pytest.raises(RuntimeError, match="stop here"):
+        await one(store, StartOp(new()))
+    assert await store.counts() == {}
+    store._database.probe = lambda point: None
+    await start(store)
+    await store.close()

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Coroutine, Generator
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from onward._engine.failures import rebuild_step, rebuild_workflow
 from onward._engine.replay.commands import RunStep, StartChild, Waiting, WatchChild
@@ -38,7 +38,8 @@ def current_execution() -> Execution | None:
         return None
     if current_task(loop) is None and not loop.closing:
         raise NotInWorkflow("a durable call in a callback (call_soon, add_done_callback, __del__); make it from a task")
-    return cast("Execution | None", loop.owner)
+    owner: Any = loop.owner
+    return owner  # type: ignore[no-any-return]  # an Execution; cast() would be a call for every step
 
 
 class Call(Coroutine[Any, Any, T]):
@@ -47,11 +48,12 @@ class Call(Coroutine[Any, Any, T]):
     __slots__ = ("_inner", "_number", "execution", "key")
 
     def __init__(self, execution: Execution, key: str) -> None:
+        loop = execution.loop
         self.execution = execution
         self.key = key
-        self._number = execution.loop.next_number()
+        self._number = loop.number = number = loop.number + 1
         self._inner: Any = None
-        execution.unawaited[self._number] = self
+        execution.unawaited[number] = self
 
     def __hash__(self) -> int:
         return self._number
@@ -71,7 +73,7 @@ class Call(Coroutine[Any, Any, T]):
             self._used()
         self._inner = _SPENT
         self.execution.unawaited.pop(self._number, None)
-        return cast("Generator[Any, Any, T]", self.begin().__await__())
+        return self.begin().__await__()  # type: ignore[no-any-return]  # as above
 
     def send(self, value: Any) -> Any:
         """As a coroutine's."""
@@ -103,24 +105,25 @@ _SPENT = object()
 
 
 class StepCall(Call[Any]):
-    """A call of a step, its arguments frozen."""
+    """A call of a step: its key and its arguments are taken now, its command is issued when it is awaited."""
 
     __slots__ = ("args", "arguments", "digest", "kwargs", "spec")
 
-    def __init__(
-        self, execution: Execution, key: str, spec: StepSpec, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> None:
+    def __init__(self, execution: Execution, spec: StepSpec, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        key = execution.take_key(spec.key if spec.key is not None else spec.name)
+        codec = spec.arguments
         self.spec = spec
-        self.args, self.kwargs = spec.arguments.freeze(args, kwargs)
-        self.digest, self.arguments = spec.arguments.digest(self.args, self.kwargs)
+        self.args, self.kwargs = args, kwargs = codec.freeze(args, kwargs)
+        self.digest, self.arguments = codec.digest(args, kwargs)
         super().__init__(execution, key)
 
     def begin(self) -> asyncio.Future[Any]:
         """Issue the command."""
-        execution, key = self.execution, self.key
-        if execution.refuses():
-            return Future(execution.loop)
-        command = RunStep(key, execution.last_seq, self.spec, self.args, self.kwargs, self.digest, self.arguments)
+        execution = self.execution
+        loop = execution.loop
+        if (loop.closing or running_loop() is not loop) and execution.refuses():
+            return Future(loop)
+        command = RunStep(self.key, execution.last_seq, self.spec, self.args, self.kwargs, self.digest, self.arguments)
         return execution.issue(command, StepWait(execution, self))
 
 
@@ -254,6 +257,9 @@ class Wait(asyncio.Future[Any]):
     digest: str | None = None
     checks_digest = True
     index: tuple[str, str] | None = None
+    held: tuple[Any] | None = None
+    """The message of a cancellation that is held back until the entry comes."""
+    codec: ValueCodec
 
     def __init__(self, execution: Execution, key: str) -> None:
         super().__init__(loop=execution.loop)
@@ -268,7 +274,10 @@ class Wait(asyncio.Future[Any]):
         return super().cancel(msg)
 
     def settle(self, entry: Entry) -> None:
-        """Give what the entry recorded to the awaiting code, decoded."""
+        """Give what the entry recorded to the awaiting code, decoded. A cancellation that was held back ends the await
+        whatever the body did."""
+        if self.held is not None:
+            asyncio.Future.cancel(self, *self.held)
         if self.done():
             return
         if entry.error is not None:
@@ -291,7 +300,7 @@ class Wait(asyncio.Future[Any]):
 
     def value(self, entry: Entry) -> Any:
         """The entry's result."""
-        raise NotImplementedError
+        return self.codec.decode(entry.result) if entry.result is not None else None
 
     def rebuild(self, error: str) -> Exception:
         """The entry's error."""
@@ -305,22 +314,21 @@ class Wait(asyncio.Future[Any]):
 class StepWait(Wait):
     """A step without an entry yet. With on_cancel="wait" a cancellation is held back until the entry comes."""
 
-    __slots__ = ("call", "held")
+    __slots__ = ("call", "codec", "digest", "held")
 
     kind = "step"
 
     def __init__(self, execution: Execution, call: StepCall) -> None:
-        super().__init__(execution, call.key)
+        asyncio.Future.__init__(self, loop=execution.loop)  # not through Wait: this is made for every step
+        self.execution = execution
+        self.key = call.key
         self.call = call
-        self.held: tuple[Any] | None = None
+        self.digest = call.digest
+        self.codec = call.spec.result
+        self.held = None
 
     @property
-    def digest(self) -> str | None:  # type: ignore[override]  # the class attribute is the default of those without
-        """Digest of the arguments."""
-        return self.call.digest
-
-    @property
-    def checks_digest(self) -> bool:  # type: ignore[override]  # as above
+    def checks_digest(self) -> bool:  # type: ignore[override]  # the class attribute is the default of those without
         """Whether other arguments are a divergence."""
         return self.call.spec.check_args
 
@@ -332,17 +340,6 @@ class StepWait(Wait):
                 self.execution.cancel_step(self.key, waits=True)
             return True
         return super().cancel(msg)
-
-    def settle(self, entry: Entry) -> None:
-        """As `Wait.settle`; a cancellation that was held back ends the await whatever the body did."""
-        if self.held is not None:
-            asyncio.Future.cancel(self, *self.held)
-        else:
-            super().settle(entry)
-
-    def value(self, entry: Entry) -> Any:
-        """The entry's result."""
-        return self.call.spec.result.decode(entry.result) if entry.result is not None else None
 
     def rebuild(self, error: str) -> Exception:
         """The entry's error."""
@@ -367,15 +364,11 @@ class SignalWait(Wait):
         self.message = entry.result
         super().settle(entry)
 
-    def value(self, entry: Entry) -> Any:
-        """The message."""
-        return self.codec.decode(entry.result) if entry.result is not None else None
-
 
 class ChildWait(Wait):
     """A wait for a child's end, or (kind start) for its start."""
 
-    __slots__ = ("digest", "handle", "index", "kind")
+    __slots__ = ("codec", "digest", "handle", "index", "kind")
 
     def __init__(self, execution: Execution, key: str, kind: str, handle: ChildHandle[Any], digest: str | None) -> None:
         super().__init__(execution, key)
@@ -383,21 +376,50 @@ class ChildWait(Wait):
         self.index = (kind, handle.id)
         self.handle = handle
         self.digest = digest
+        self.codec = handle.spec.result
 
     def value(self, entry: Entry) -> Any:
         """The child's result, or its handle."""
         if self.kind == "start":
             return self.handle
         self.handle.outcome = entry
-        return self.handle.spec.result.decode(entry.result) if entry.result is not None else None
+        return super().value(entry)
 
     def rebuild(self, error: str) -> Exception:
         """The child's error."""
         return rebuild_workflow(error, self.handle.id, self.handle.spec.raises)
 
 
-async def wait_signal(execution: Execution, name: str, codec: ValueCodec, timeout_s: float | None) -> Any:
+def call_child(
+    execution: Execution, spec: WorkflowSpec, options: StartOptions, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> ChildCall:
+    """A call of a child workflow: awaiting it gives the child's result."""
+    payload, digest = spec.arguments.encode_with_digest(args, kwargs)
+    return ChildCall(execution, execution.take_key(spec.name), spec, options, payload, digest, confirm=False)
+
+
+def start_child(
+    execution: Execution, spec: WorkflowSpec, options: StartOptions, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> ChildCall:
+    """A call that starts a child workflow: awaiting it gives a `ChildHandle` once the start is durable."""
+    payload, digest = spec.arguments.encode_with_digest(args, kwargs)
+    key = execution.take_key(f"start:{spec.name}")
+    return ChildCall(execution, key, spec, options, payload, digest, confirm=True)
+
+
+def wait_signal(
+    execution: Execution, name: str, codec: ValueCodec, timeout_s: float | None
+) -> Coroutine[Any, Any, Any]:
     """Wait for the next message of a signal, at most so long."""
+    return wrap(execution, _wait_signal(execution, name, codec, timeout_s))
+
+
+def wrap(execution: Execution, coroutine: Coroutine[Any, Any, T]) -> Coroutine[Any, Any, T]:
+    """A coroutine of this library's own as one that hashes by its number."""
+    return WrappedCall(execution, "", coroutine)
+
+
+async def _wait_signal(execution: Execution, name: str, codec: ValueCodec, timeout_s: float | None) -> Any:
     if execution.refuses():
         return await Future(execution.loop)
     async with asyncio.timeout(timeout_s):

@@ -66,7 +66,9 @@ class Closer:
         """Close these tasks' coroutines in order of creation, then every async generator."""
         for task in tasks:
             unlink(task)
-            enter_task(self._loop, task)  # cleanup code may use asyncio.timeout() or a TaskGroup, which ask for the task
+            enter_task(
+                self._loop, task
+            )  # cleanup code may use asyncio.timeout() or a TaskGroup, which ask for the task
             try:
                 self._end(task.get_coro())
             finally:
@@ -129,7 +131,7 @@ def _release() -> None:
         if running_loop() is loop:
             held.clear()
         else:
-            activate(loop, held.clear, loop.agen_started, loop.agen_dropped)
+            activate(loop, held.clear)
     finally:
         sys.unraisablehook = hook
 

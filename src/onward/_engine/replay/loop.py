@@ -17,7 +17,9 @@ from collections.abc import Callable, Coroutine
 from contextvars import Context, copy_context
 from dataclasses import dataclass
 from math import ceil
-from typing import Any, NoReturn, Protocol, TypeVar
+from typing import Any, ClassVar, NoReturn, Protocol, TypeVar
+
+import msgspec
 
 from onward._engine.replay.closing import Closer
 from onward._engine.replay.commands import Waiting
@@ -63,15 +65,12 @@ class Owner(Protocol):
         ...
 
 
-class Handle:
+class Handle(msgspec.Struct, eq=False):
     """A callback that is ready to run (`asyncio.Handle`, as small as can be)."""
 
-    __slots__ = ("args", "callback", "context")
-
-    def __init__(self, callback: Callable[..., object], args: tuple[Any, ...], context: Context) -> None:
-        self.callback: Callable[..., object] | None = callback
-        self.args = args
-        self.context = context
+    callback: Callable[..., object] | None
+    args: tuple[Any, ...]
+    context: Context
 
     def cancel(self) -> None:
         """Do not run it."""
@@ -87,29 +86,20 @@ class Handle:
         return self.context
 
 
-class Timer(Handle):
-    """A durable timer: outstanding under its key until its entry comes, or until it is cancelled."""
+class Timer(Handle, eq=False):
+    """A durable timer: outstanding under its key until its entry comes, or until it is cancelled.
 
-    __slots__ = ("deadline", "key", "loop", "relative")
+    `relative` is when it fires, in seconds of the loop's time; `deadline` the same in µs of database time.
+    """
 
-    kind = "timer"
-    digest = None
-    checks_digest = False
+    loop: Any
+    key: str
+    relative: float
+    deadline: int
 
-    def __init__(
-        self,
-        loop: ReplayLoop,
-        key: str,
-        relative: float,
-        callback: Callable[..., object],
-        args: tuple[Any, ...],
-        context: Context,
-    ) -> None:
-        super().__init__(callback, args, context)
-        self.loop = loop
-        self.key = key
-        self.relative = relative
-        self.deadline = loop.started_at + ceil(relative * 1e6 - 1e-3)
+    kind: ClassVar[str] = "timer"
+    digest: ClassVar[str | None] = None
+    checks_digest: ClassVar[bool] = False
 
     def when(self) -> float:
         """The time of the loop at which it was asked for."""
@@ -157,7 +147,7 @@ class Task(asyncio.Task[T]):
         self, coro: Coroutine[Any, Any, T], loop: ReplayLoop, name: str | None = None, context: Context | None = None
     ) -> None:
         loop.task_count += 1
-        self._number = loop.next_number()
+        self._number = loop.number = loop.number + 1
         super().__init__(coro, loop=loop, name=name or f"Task-{loop.task_count}", context=context)
 
     def __hash__(self) -> int:
@@ -165,11 +155,15 @@ class Task(asyncio.Task[T]):
 
 
 class ReplayLoop(asyncio.AbstractEventLoop):
-    """One execution's event loop. `stopped` ends `run` at once; while `closing`, what is awaited never comes (see closing.py)."""
+    """One execution's event loop. `stopped` ends `run` at once; while `closing`, what is awaited never comes (see closing.py).
+
+    `number` is that of the latest task or call: the order of creation, from a base of the workflow's own (asyncio keeps the
+    tasks of all executions in one set; equal hashes there would make it slow).
+    """
 
     __slots__ = (
-        "_closer", "_handler", "_kept_tasks", "_number", "_ready", "_timer_number", "_timers", "base", "closing",
-        "future_count", "limits", "now_us", "owner", "started_at", "stopped", "task_count", "tasks",
+        "_closer", "_handler", "_kept_tasks", "_ready", "_timer_number", "_timers", "base", "closing", "future_count",
+        "limits", "now_us", "number", "owner", "started_at", "stopped", "task_count", "tasks",
     )  # fmt: skip
 
     def __init__(self, owner: Owner, base: int, started_at: int, limits: Limits) -> None:
@@ -182,7 +176,7 @@ class ReplayLoop(asyncio.AbstractEventLoop):
         self._kept_tasks = 64
         self.base = base
         self.future_count = 0
-        self._number = 0
+        self.number = base
         self._ready: deque[Handle] = deque()
         self._timers: list[tuple[int, int, Timer]] = []
         self._timer_number = 0
@@ -190,12 +184,6 @@ class ReplayLoop(asyncio.AbstractEventLoop):
         self._handler: Callable[[asyncio.AbstractEventLoop, dict[str, Any]], object] | None = None
 
     # ------------------------------------------------------------------ for the execution
-
-    def next_number(self) -> int:
-        """A number that no other task or call of this execution has: the order of creation, from a base of the workflow's
-        own (asyncio keeps the tasks of all executions in one set; equal hashes there would make it slow)."""
-        self._number += 1
-        return self.base + self._number
 
     @property
     def closer(self) -> Closer:
@@ -328,7 +316,8 @@ class ReplayLoop(asyncio.AbstractEventLoop):
         owner = self.owner
         if self.closing or owner is None:
             return Handle(callback, args, context)
-        timer = Timer(self, owner.take_key(timer_name(callback)), when, callback, args, context)
+        deadline = self.started_at + ceil(when * 1e6 - 1e-3)
+        timer = Timer(callback, args, context, self, owner.take_key(timer_name(callback)), when, deadline)
         self._timer_number += 1
         heapq.heappush(self._timers, (timer.deadline, self._timer_number, timer))
         owner.outstanding[timer.key] = timer
@@ -375,9 +364,8 @@ class ReplayLoop(asyncio.AbstractEventLoop):
             self._kept_tasks = 64 + 2 * len(tasks)
         return task
 
-    def get_debug(self) -> bool:
-        """Always off."""
-        return False
+    get_debug = bool
+    """Always off: `bool()` is False. asyncio asks for every future, and a plain method would take ten times as long."""
 
     def set_debug(self, enabled: bool) -> None:
         """Only `False` is taken."""

@@ -13,22 +13,13 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextvars import Context
-from datetime import UTC, datetime, timedelta
 from types import MappingProxyType
 from typing import Any
 
 from onward._engine.replay import divergence
-from onward._engine.replay.calls import (
-    Call,
-    ChildCall,
-    ChildHandle,
-    StepCall,
-    Wait,
-    WrappedCall,
-    wait_signal,
-)
+from onward._engine.replay.calls import Call, Wait
 from onward._engine.replay.commands import (
     Cancelled,
     CancelStep,
@@ -47,13 +38,12 @@ from onward._engine.replay.loop import DEFAULT_LIMITS, Limits, ReplayLoop, Task
 from onward._engine.replay.private import activate, running_loop
 from onward._engine.replay.randomness import Randomness
 from onward._engine.replay.where import location
-from onward._engine.specs import StartOptions, StepSpec, WorkflowSpec
+from onward._engine.specs import WorkflowSpec
 from onward._store.records import Entry
 from onward.codec import ValueCodec
 from onward.errors import NotInWorkflow, UsageError, WorkflowStuck
 
 logger = logging.getLogger("onward.workflow")
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _NO_TAGS: Mapping[str, str] = MappingProxyType({})
 _PROGRESS = ValueCodec(Any, "progress")
 
@@ -125,13 +115,13 @@ class Execution:
         """
         if self._root is not None or self.is_closed:
             raise UsageError("replay() may be called once only")
-        activate(self.loop, lambda: self._replay(history), self.loop.agen_started, self.loop.agen_dropped)
+        activate(self.loop, self._replay, history)
 
     def deliver(self, entry: Entry) -> None:
         """Deliver one new entry and run to rest. Raises NonDeterminismError where nothing waits for it."""
         if self._root is None or self.is_closed:
             raise UsageError("deliver() comes after replay() and before close()")
-        activate(self.loop, lambda: self._feed(entry), self.loop.agen_started, self.loop.agen_dropped)
+        activate(self.loop, self._feed, entry)
 
     def stuck(self, why: str) -> None:
         """End a resting execution with `WorkflowStuck`: the runner sees that nothing can ever wake it."""
@@ -140,7 +130,7 @@ class Execution:
         place = divergence.place_of(self, None)
         text = f"workflow {self.workflow_id!r} {why}{f', at {place}' if place else ''}"
         self.escape(WorkflowStuck(text, location=place))
-        activate(self.loop, self._settle_end, self.loop.agen_started, self.loop.agen_dropped)
+        activate(self.loop, self._settle_end)
 
     def close(self) -> None:
         """Close every coroutine. Idempotent; never raises. Afterwards nothing of the execution runs again."""
@@ -149,7 +139,7 @@ class Execution:
         self.is_closed = True
         loop = self.loop
         if not loop.closing and self._root is not None:
-            activate(loop, loop.close_all, loop.agen_started, loop.agen_dropped)
+            activate(loop, loop.close_all)
         loop.closing = loop.stopped = True
         for wait in self.outstanding.values():
             if isinstance(wait, Wait):
@@ -223,7 +213,9 @@ class Execution:
         if history:
             self._patches = {entry.key: True for entry in history if entry.kind == "patch"} or None
         self._root = self.loop.create_task(self._main(), name=self.spec.name, context=Context())
-        self._drain()
+        self.loop.run()
+        if self.ending is not None:
+            self._settle_end()
         for entry in history:
             self._remaining -= 1
             self._feed(entry)
@@ -238,7 +230,8 @@ class Execution:
             self._feed_after_end(entry)
             return
         self.last_seq = entry.seq
-        self.loop.now_us = max(self.loop.now_us, entry.finished_at)
+        loop = self.loop
+        loop.now_us = max(loop.now_us, entry.finished_at)
         wait = self.outstanding.get(key)
         if wait is not None and wait.kind == kind:
             if (
@@ -263,13 +256,15 @@ class Execution:
             self._cancels.append(kind)
             self._root.cancel()
         elif kind == "attempt":
-            self.loop.shift_timers(int(entry.result or 0))
+            loop.shift_timers(int(entry.result or 0))
             return
         elif wait is not None:
             raise divergence.other_kind(self, entry, wait)
         else:
             raise divergence.not_called(self, entry)
-        self._drain()
+        loop.run()
+        if self.ending is not None:
+            self._settle_end()
 
     def _feed_after_end(self, entry: Entry) -> None:
         """History that is left when the workflow function has ended: a divergence, except what may follow an error that
@@ -281,12 +276,6 @@ class Execution:
             raise divergence.ended_early(self, entry)
         self.last_seq = entry.seq
         self.loop.now_us = max(self.loop.now_us, entry.finished_at)
-
-    def _drain(self) -> None:
-        loop = self.loop
-        loop.run()
-        if self.ending is not None:
-            self._settle_end()
 
     async def _main(self) -> None:
         try:
@@ -314,12 +303,27 @@ class Execution:
 
     def _settle_end(self) -> None:
         """The outcome is fixed: nothing more is accepted, what is left is closed, and people are told of it."""
+        root = self._root if self._root is not None and self._root.done() else None
+        if self.outstanding or self.unawaited or len(self.loop.tasks) > 1:
+            self._close_left(root)
+        else:
+            self.loop.close_all(keep=root)
+        if self._cancels and not isinstance(self.ending, Cancelled):
+            self.note(f"the workflow was told to stop ({self._cancels[0]}) and caught that: it went on to its own end")
+        for key, command in list(self._commands.items()):
+            if not isinstance(command, (Record, SetProgress)):
+                del self._commands[key]
+        self.outstanding.clear()
+        self._index = None
+
+    def _close_left(self, root: Task[None] | None) -> None:
+        """Close what is left; `root` is the root task if that has ended."""
         self._left_keys = {key: wait.kind for key, wait in self.outstanding.items()}
         calls = list(self.unawaited.values())
         self.unawaited.clear()
         lost = [task for task in self.loop.tasks if task.done() and getattr(task, "_log_traceback", False)]
         places = [location(task.get_coro()) for task in self.loop.tasks if task is not self._root and not task.done()]
-        left = self.loop.close_all(keep=self._root if self._root is not None and self._root.done() else None)
+        left = self.loop.close_all(keep=root)
         names = [task.get_name() for task in left if task is not self._root]
         if names:
             shown = ", ".join(f"{name} ({place})" if place else name for name, place in zip(names, places, strict=True))
@@ -332,13 +336,6 @@ class Execution:
             )
         for task in lost:
             self.note(f"the task {task.get_name()} failed and nobody awaited it: {task.exception()!r}")
-        if self._cancels and not isinstance(self.ending, Cancelled):
-            self.note(f"the workflow was told to stop ({self._cancels[0]}) and caught that: it went on to its own end")
-        for key, command in list(self._commands.items()):
-            if not isinstance(command, (Record, SetProgress)):
-                del self._commands[key]
-        self.outstanding.clear()
-        self._index = None
 
     def note(self, text: str) -> None:
         """Tell people."""
@@ -420,33 +417,7 @@ class Execution:
         messages = self._returned.get(name) if self._returned is not None else None
         return messages.popleft() if messages else None
 
-    # ------------------------------------------------------------------ for definitions.py and context.py
-
-    def call_step(self, spec: StepSpec, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Coroutine[Any, Any, Any]:
-        """A call of a step: its key and its arguments are taken now, its command is issued when it is awaited."""
-        return StepCall(self, self.take_key(spec.key if spec.key is not None else spec.name), spec, args, kwargs)
-
-    def call_child(
-        self, spec: WorkflowSpec, options: StartOptions, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> Coroutine[Any, Any, Any]:
-        """A call of a child workflow: awaiting it gives the child's result."""
-        payload, digest = spec.arguments.encode_with_digest(args, kwargs)
-        return ChildCall(self, self.take_key(spec.name), spec, options, payload, digest, confirm=False)
-
-    def start_child(
-        self, spec: WorkflowSpec, options: StartOptions, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> Coroutine[Any, Any, ChildHandle[Any]]:
-        """A call that starts a child workflow: awaiting it gives a handle once the start is durable."""
-        payload, digest = spec.arguments.encode_with_digest(args, kwargs)
-        return ChildCall(self, self.take_key(f"start:{spec.name}"), spec, options, payload, digest, confirm=True)
-
-    def wait_signal(self, name: str, codec: ValueCodec, timeout_s: float | None) -> Coroutine[Any, Any, Any]:
-        """Wait for the next message of a signal."""
-        return WrappedCall(self, "", wait_signal(self, name, codec, timeout_s))
-
-    def wrap(self, coroutine: Coroutine[Any, Any, Any]) -> Coroutine[Any, Any, Any]:
-        """A coroutine of this library's own as one that hashes by its number."""
-        return WrappedCall(self, "", coroutine)
+    # ------------------------------------------------------------------ for context.py
 
     def patched(self, patch_id: str) -> bool:
         """Whether new code guarded by this id may run; keeps the first answer it gave for the id."""
@@ -468,10 +439,6 @@ class Execution:
         if not self.loop.closing:
             self._commands.pop("progress", None)
             self._commands["progress"] = SetProgress(self.last_seq, text)
-
-    def now(self) -> datetime:
-        """Workflow time."""
-        return _EPOCH + timedelta(microseconds=self.loop.now_us)
 
     @property
     def randomness(self) -> Randomness:

@@ -17,10 +17,14 @@ from typing import TYPE_CHECKING, Any, TypeVar
 if TYPE_CHECKING:
     import asyncio
 
+    from onward._engine.replay.loop import ReplayLoop
+
 T = TypeVar("T")
 
 running_loop: Callable[[], asyncio.AbstractEventLoop | None] = events._get_running_loop
 current_task: Callable[[asyncio.AbstractEventLoop], asyncio.Task[Any] | None] = tasks.current_task
+if sys.version_info < (3, 12):  # there it is plain Python, and asked for every call
+    current_task = tasks._current_tasks.get  # type: ignore[attr-defined]  # private
 enter_task: Callable[[asyncio.AbstractEventLoop, asyncio.Task[Any]], None] = tasks._enter_task
 leave_task: Callable[[asyncio.AbstractEventLoop, asyncio.Task[Any]], None] = tasks._leave_task
 _set_running_loop = events._set_running_loop
@@ -28,14 +32,9 @@ _TASK_IS_PER_THREAD = sys.version_info >= (3, 14)  # before, the current task wa
 _swap_current_task: Callable[[Any, Any], Any] = getattr(tasks, "_swap_current_task", lambda loop, task: None)
 
 
-def activate(
-    loop: asyncio.AbstractEventLoop,
-    function: Callable[[], T],
-    agen_started: Callable[[Any], None],
-    agen_dropped: Callable[[Any], None],
-) -> T:
-    """Call `function` with `loop` as the thread's running loop, no current task, these async generator hooks and cyclic
-    garbage collection off; restore what was before.
+def activate(loop: ReplayLoop, function: Callable[..., T], *args: Any) -> T:
+    """Call `function` with `loop` as the thread's running loop, no current task, the loop's async generator hooks and
+    cyclic garbage collection off; restore what was before.
 
     May be called from a plain callback of a real loop, from a task of it, or where no loop runs.
     """
@@ -47,10 +46,10 @@ def activate(
     collects = gc.isenabled()
     if collects:
         gc.disable()
-    sys.set_asyncgen_hooks(agen_started, agen_dropped)
+    sys.set_asyncgen_hooks(loop.agen_started, loop.agen_dropped)
     _set_running_loop(loop)
     try:
-        return function()
+        return function(*args)
     finally:
         _set_running_loop(outer)
         sys.set_asyncgen_hooks(*hooks)

@@ -67,6 +67,9 @@ class MemoryStore:
         """The machine's clock, never falling."""
         return self._clock.now_us()
 
+    def check_caller(self) -> None:
+        """There are no transactional steps."""
+
     @contextlib.contextmanager
     def _open_database(self, *, is_write: bool = False) -> Iterator[MemoryDatabase]:
         """The database under its lock; after a write the subscribers are told."""

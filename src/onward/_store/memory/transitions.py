@@ -118,6 +118,8 @@ class Transaction:
                 self._park(row, op)
             case FinishOp():
                 self.finish(row, op.status, op.result, op.error)
+                if op.cancels_children:
+                    self._cancel_children(row.new.id)
             case FailAttemptOp():
                 self._record(row, op.entries)
                 row.struck.update(op.strike)
@@ -271,6 +273,10 @@ class Transaction:
             row.cancel_requested_at = self._now
             self._deliver(op.workflow_id, "cancel", is_forced=True)
         return APPLIED
+
+    def _cancel_children(self, parent_id: str) -> None:
+        for workflow_id in sorted(row.new.id for row in self._rows.values() if row.new.parent_id == parent_id):
+            self._cancel(CancelOp(workflow_id))
 
     def _retry_by_operator(self, op: RetryOp) -> Outcome:
         row = self.touch(op.workflow_id)

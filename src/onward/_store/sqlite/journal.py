@@ -33,7 +33,7 @@ from onward._store.operations import (
 )
 from onward._store.records import Entry
 from onward._store.sqlite.endings import Ending, Endings
-from onward._store.sqlite.mailbox import cancel, deliver_signals, mark_read, retry_workflows
+from onward._store.sqlite.mailbox import cancel, cancel_children, deliver_signals, mark_read, retry_workflows
 from onward._store.sqlite.starts import Start, start_workflows
 from onward._store.sqlite.wakes import Wakes
 from onward._store.statements import json_text, load_statements
@@ -68,6 +68,8 @@ class _Sets:
     releases: list[Row] = field(default_factory=list)
     retries: list[Row] = field(default_factory=list)
     finishes: list[Ending] = field(default_factory=list)
+    orphans: list[str] = field(default_factory=list)
+    """Workflows that take their children along."""
     starts: list[Start] = field(default_factory=list)
     signals: list[tuple[int, SignalOp]] = field(default_factory=list)
     cancels: list[tuple[int, str]] = field(default_factory=list)
@@ -89,6 +91,8 @@ def apply_batch(conn: sqlite3.Connection, batch: Sequence[Op], *, retry: bool, n
         endings = Endings()
         endings.extend(sets.finishes)
         endings.write(conn, wakes, now)
+    if sets.orphans:
+        cancel_children(conn, sets.orphans, wakes, now)
     if sets.signals:
         deliver_signals(conn, sets.signals, outcomes, wakes, now)
     if sets.cancels:
@@ -194,6 +198,8 @@ def _add(sets: _Sets, op: JournalOp | ParkOp | FinishOp | FailAttemptOp | Releas
             ending = execution.ending or Ending(workflow_id)
             ending.status, ending.result, ending.error = op.status, op.result, op.error
             sets.finishes.append(ending)
+            if op.cancels_children:
+                sets.orphans.append(workflow_id)
         case FailAttemptOp():
             sets.entries.extend([_entry_row(workflow_id, entry) for entry in op.entries])
             sets.fails.append((workflow_id, op.error, op.backoff_us))

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import msgspec
 
-from onward._store.operations import NOT_FOUND, AlreadyFinal, Outcome, SignalOp
+from onward._store.operations import APPLIED, NOT_FOUND, AlreadyFinal, Outcome, SignalOp
 from onward._store.records import FINAL, Inbox
 from onward._store.sqlite.endings import Endings
 from onward._store.sqlite.wakes import SQL, Mail, Wakes, insert_mail
@@ -102,6 +102,14 @@ def cancel(
     if asked:
         conn.execute(SQL["request_cancel"], {"ids": json_text(asked), "now": now})
         insert_mail(conn, [(workflow_id, "cancel", "", None, None, None) for workflow_id in asked], now)
+
+
+def cancel_children(conn: sqlite3.Connection, parents: Sequence[str], wakes: Wakes, now: int) -> None:
+    """Cancel the children of ended workflows that have not ended themselves, in order of id."""
+    text = conn.execute(SQL["living_children"], {"ids": json_text(parents)}).fetchone()[0]
+    ids: list[str] = msgspec.json.decode(text)
+    if ids:
+        cancel(conn, list(enumerate(ids)), [APPLIED] * len(ids), wakes, now, retry=False)
 
 
 def retry_workflows(

@@ -61,6 +61,8 @@ class SqliteStore:
         self._loop = asyncio.get_running_loop()
         self._create_file = migrate
         try:
+            if not migrate:  # a file that is not ours is left exactly as it is, its journal mode included
+                await self._readers.call(lambda conn: ensure_schema(conn, self._database, migrate=False))
             await self._writer.call(lambda conn: ensure_schema(conn, self._database, migrate=migrate))
         except BaseException:
             await self.close()
@@ -77,6 +79,10 @@ class SqliteStore:
     def now_us(self) -> int:
         """This machine's clock, never falling: it is the database's."""
         return self._database.now_us()
+
+    def check_caller(self) -> None:
+        """A transactional body holds this file's only writer."""
+        refuse_inside_step(self._database.path)
 
     async def _write(self, job: Callable[[sqlite3.Connection], T]) -> T:
         refuse_inside_step(self._database.path)

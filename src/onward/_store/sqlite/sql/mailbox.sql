@@ -50,6 +50,12 @@ SELECT json_group_array(json_array(m.workflow_id, m.token))
 FROM json_each(:rows) AS r CROSS JOIN onward_mailbox AS m
 WHERE m.workflow_id = json_extract(r.value, '$[0]') AND m.token = json_extract(r.value, '$[1]');
 
+-- name: living_children
+-- By onward_workflows_children.
+SELECT json_group_array(c.id) FROM (
+    SELECT w.id FROM json_each(:ids) AS i CROSS JOIN onward_workflows AS w
+    WHERE w.parent_id = i.value AND w.status NOT IN ('completed', 'failed', 'cancelled') ORDER BY w.id) AS c;
+
 -- name: request_cancel
 UPDATE onward_workflows SET cancel_requested_at = :now WHERE id IN (SELECT value FROM json_each(:ids));
 
