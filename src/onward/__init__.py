@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from onward._engine.replay.calls import ChildHandle
     from onward._engine.stepinfo import StepInfo
     from onward.client import AsyncClient, Client, run
+    from onward.codec import Codec, PlainCodec
     from onward.context import (
         CurrentWorkflow,
         Signal,
@@ -72,6 +73,7 @@ __all__ = [
     "BoundWorkflow",
     "ChildHandle",
     "Client",
+    "Codec",
     "CodecError",
     "ConfigurationError",
     "CurrentWorkflow",
@@ -89,6 +91,7 @@ __all__ = [
     "NotInWorkflow",
     "OnwardError",
     "OutcomeUnknown",
+    "PlainCodec",
     "ResultTimeout",
     "Retry",
     "RetryLater",
@@ -136,6 +139,7 @@ _HOMES = {
     "onward._engine.replay.calls": "ChildHandle",
     "onward._engine.stepinfo": "StepInfo",
     "onward.client": "AsyncClient Client run",
+    "onward.codec": "Codec PlainCodec",
     "onward.context": (
         "CurrentWorkflow Signal current current_step log now patched progress random sleep sleep_until start uuid4"
     ),

@@ -22,9 +22,11 @@ from onward._engine.connection import Connection
 from onward._engine.replay.calls import current_execution
 from onward._engine.starts import new_seed, new_workflow, new_workflow_id
 from onward._store.base import Clock
+from onward._store.coded import checked_codec
 from onward._store.operations import AlreadyFinal, IdConflict, NotFound, Outcome, SignalOp, Started, StartOp
 from onward._store.records import FINAL, Filter
 from onward._store.urls import database_url
+from onward.codec import Codec
 from onward.context import Signal
 from onward.definitions import BoundWorkflow, Workflow
 from onward.embedded import run_here
@@ -50,13 +52,24 @@ class AsyncClient:
 
     Args:
         url: the database; default ``ONWARD_DATABASE_URL``, else ``sqlite:///onward.db`` in the working directory.
+        codec: what payloads are stored with (encryption, say): the same as in the workers. See `Codec`.
 
     It connects at its first call and belongs to the event loop of that call; use it as ``async with AsyncClient() as
     client`` or call `close`. Concurrent calls share transactions. A started workflow is durable once `start` returns.
     """
 
-    def __init__(self, url: str | None = None, *, _migrate: bool = True, _clock: Clock | None = None) -> None:
+    def __init__(
+        self,
+        url: str | None = None,
+        *,
+        codec: Codec | None = None,
+        _migrate: bool = True,
+        _clock: Clock | None = None,
+    ) -> None:
         self.url = database_url(url)
+        self._codec = checked_codec(codec)
+        if self.url == "memory://":  # a name of its own, so that `run` can reach this client's very database
+            self.url += new_workflow_id()
         self._migrate = _migrate
         self._clock = _clock
         self._open: Connection | None = None
@@ -87,7 +100,7 @@ class AsyncClient:
         if self._is_closed:
             raise ConfigurationError("this client is closed; make a new one")
         if self._open is None:
-            self._open = Connection(self.url, migrate=self._migrate, clock=self._clock)
+            self._open = Connection(self.url, migrate=self._migrate, codec=self._codec, clock=self._clock)
         elif self._open.loop is not loop:
             raise WrongEventLoop(
                 "this AsyncClient was first used on another event loop; make one AsyncClient for each loop, "
@@ -151,7 +164,7 @@ class AsyncClient:
         """
         bound = workflow if isinstance(workflow, BoundWorkflow) else _checked(workflow).bind(*args, **kwargs)
         handle = await self.start(bound)
-        return await run_here(self.url, bound.spec, handle)
+        return await run_here(self.url, bound.spec, handle, self._codec)
 
     @overload
     def handle(self, workflow_id: str, workflow: Workflow[..., R], /) -> AsyncHandle[R]: ...
@@ -210,13 +223,15 @@ class Client:
 
     Args:
         url: the database; default ``ONWARD_DATABASE_URL``, else ``sqlite:///onward.db`` in the working directory.
+        codec: what payloads are stored with (encryption, say): the same as in the workers. See `Codec`.
 
     It connects at its first call, on a private thread; it works from any thread, in a notebook's running loop, and in a
     child process after a fork. On the loop of a worker (in an `async def` step) it would block that loop, and refuses.
     """
 
-    def __init__(self, url: str | None = None, *, _migrate: bool = True) -> None:
+    def __init__(self, url: str | None = None, *, codec: Codec | None = None, _migrate: bool = True) -> None:
         self.url = database_url(url)
+        self._codec = checked_codec(codec)
         self._migrate = _migrate
         self._private: _LoopThread | None = None
         self._lock = threading.Lock()
@@ -244,7 +259,7 @@ class Client:
     def _thread(self) -> _LoopThread:
         with self._lock:
             if self._private is None:
-                self._private = _LoopThread(self.url, migrate=self._migrate)
+                self._private = _LoopThread(self.url, migrate=self._migrate, codec=self._codec)
             return self._private
 
     @property
@@ -318,8 +333,8 @@ class Client:
 class _LoopThread:
     """A private event loop on a daemon thread, with an `AsyncClient` on it."""
 
-    def __init__(self, url: str, *, migrate: bool) -> None:
-        self.client = AsyncClient(url, _migrate=migrate)
+    def __init__(self, url: str, *, migrate: bool, codec: Codec | None) -> None:
+        self.client = AsyncClient(url, codec=codec, _migrate=migrate)
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="onward-client", daemon=True)
         self._thread.start()

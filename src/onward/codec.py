@@ -18,8 +18,10 @@ __all__ = ["MAX_BYTES", "MAX_DEPTH", "ArgumentsCodec", "Codec", "PlainCodec", "V
 class Codec(Protocol):
     """Turns every stored JSON payload into another and back: encryption, compression, keeping large values elsewhere.
 
-    Given to clients and workers. What `encode` returns must be JSON text too (a quoted base64 string, for instance), since
-    the tables hold JSON. It runs on the event loop: slow work does not belong here.
+    Given as `codec=` to every client and worker of a database. What `encode` returns must be JSON text too (a quoted base64
+    string, for instance), since the tables hold JSON; it may be another text each time. Both run on the event loop, and for
+    transactional steps on a thread: they must be thread-safe, and slow work does not belong here. A payload for which they
+    raise fails its own workflow with a `CodecError`. docs/howto-encryption.md says what is encoded and what is not.
 
     >>> class Quoted:
     ...     def encode(self, text: str) -> str:

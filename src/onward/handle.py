@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import msgspec
 
+from onward._codec.undecodable import Undecodable
 from onward._engine import failures
 from onward._engine.specs import WorkflowSpec
 from onward._store.operations import CancelOp, RetryOp
@@ -58,6 +59,7 @@ class AsyncHandle(Generic[R]):
             WorkflowFailed: it failed; WorkflowCancelled: it was cancelled; WorkflowTimedOut: its own deadline passed;
             or a class that its definition lists in `raises=`.
             ResultTimeout: `timeout` passed first. WorkflowNotFound: there is no such workflow.
+            CodecError: its result cannot be decoded here.
         """
         row = await self._final_row(None if timeout is None else seconds(timeout, "result(timeout=)"))
         if row.status == "completed":
@@ -77,6 +79,8 @@ class AsyncHandle(Generic[R]):
         return final
 
     def _decode(self, text: str) -> Any:
+        if isinstance(text, Undecodable):
+            raise text.error()
         if self.spec is None:
             return msgspec.json.decode(text)
         return self.spec.result.decode(text)

@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 import msgspec
 
+from onward._codec.undecodable import Undecodable
 from onward._engine import failures
 from onward._store.records import JournalRow, Status, WorkflowRow
 
@@ -32,7 +33,13 @@ def _moment(at_us: int | None) -> datetime | None:
 
 
 def _json(text: str | None) -> Any:
-    return None if text is None else msgspec.json.decode(text)
+    """Decoded; text that is no JSON (somebody has spoiled the row) is shown as it is; what the codec cannot read says so."""
+    if isinstance(text, Undecodable):
+        return str(text)
+    try:
+        return None if text is None else msgspec.json.decode(text)
+    except msgspec.DecodeError:
+        return text
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +75,8 @@ class Wait:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WorkflowInfo:
-    """A workflow as it stands. Instants are aware datetimes in UTC, payloads decoded JSON."""
+    """A workflow as it stands. Instants are aware datetimes in UTC, payloads decoded JSON; one that this client's
+    codec cannot decode is a text that says so."""
 
     id: str
     type: str
@@ -125,6 +133,8 @@ class WorkflowInfo:
     def of(cls, row: WorkflowRow) -> WorkflowInfo:
         """From a store's row."""
         waits = _json(row.waiting_for) or []
+        waits = [wait for wait in waits if isinstance(wait, dict)] if isinstance(waits, list) else []
+        tags = _json(row.tags) or {}
         return cls(
             id=row.id,
             type=row.type,
@@ -136,7 +146,7 @@ class WorkflowInfo:
             result=_json(row.result),
             error=_error(row.error),
             progress=_json(row.progress),
-            tags=_json(row.tags) or {},
+            tags=tags if isinstance(tags, dict) else {},
             step=row.step,
             waiting_for=tuple(
                 Wait(

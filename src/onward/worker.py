@@ -24,8 +24,10 @@ from onward._engine import failpoints
 from onward._engine.engine import Engine, EngineOptions
 from onward._engine.specs import StepSpec, WorkflowSpec
 from onward._store.base import Clock, Store
+from onward._store.coded import checked_codec, coded
 from onward._store.opening import open_store
 from onward._store.urls import database_url
+from onward.codec import Codec
 from onward.definitions import Step, Workflow
 from onward.errors import ConfigurationError, DefinitionError
 from onward.retry import Duration, seconds
@@ -59,6 +61,7 @@ class Worker:
             last step. Context variables set in it are seen by every step.
         name: for people; default host and process id.
         code_version: what counts as the same code; default a digest of the source files that define the workflows.
+        codec: what payloads are stored with (encryption, say): the same as in the clients. See `Codec`.
         checks_replay: replay every execution from its journal at each park and at its end, and compare (development).
 
     Raises:
@@ -83,9 +86,10 @@ class Worker:
         lifespan: Lifespan | None = None,
         name: str | None = None,
         code_version: str | None = None,
+        codec: Codec | None = None,
         checks_replay: bool = False,
         _only: tuple[str, ...] | None = None,
-        _on_error: Callable[[str, BaseException], None] | None = None,
+        _on_error: Callable[[str, BaseException, bool], None] | None = None,
         _is_always_parking: bool = False,
         _clock: Clock | None = None,
     ) -> None:
@@ -122,7 +126,7 @@ class Worker:
             is_always_parking=_is_always_parking,
             on_error=_on_error,
         )
-        self._store: Store = open_store(self.url, _clock, probe=failpoints.hit)
+        self._store: Store = coded(open_store(self.url, _clock, probe=failpoints.hit), checked_codec(codec))
         self._stopping = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
         self._engine: Engine | None = None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
-from onward import Fail, RetryLater, step, workflow
+from onward import Fail, RetryLater, WorkflowFailed, step, workflow
 
 bodies: list[str] = []
 """What ran, in order; each test clears it."""
@@ -46,6 +46,16 @@ async def pipeline(first: str, second: str) -> str:
 async def hopeless() -> None:
     """Fails for good."""
     raise Fail("no way")
+
+
+@workflow
+async def careful() -> str:
+    """Handles the failure of its child, which has a queue of its own."""
+    try:
+        await hopeless.using(queue="elsewhere")()
+    except WorkflowFailed as error:
+        return f"handled {error.type_name}"
+    return ""
 
 
 @step

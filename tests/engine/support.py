@@ -23,7 +23,7 @@ from typing import Any, TypeVar
 
 import pytest
 
-from onward import AsyncClient, AsyncHandle, JournalEntry, Worker, Workflow, WorkflowInfo
+from onward import AsyncClient, AsyncHandle, Codec, JournalEntry, Worker, Workflow, WorkflowInfo
 from onward._engine.engine import Engine
 from onward._engine.runner import Runner
 from onward._store.base import Store
@@ -82,6 +82,7 @@ class Lab:
         self.clock = MovingClock()
         self.url = f"sqlite:///{path}" if mode.store == "sqlite" else f"memory://{path}"
         self.store: Store = open_store(self.url, self.clock)
+        self.codec: Codec | None = None
         self.workers: list[Worker] = []
         self.mismatches: list[str] = []
 
@@ -99,6 +100,7 @@ class Lab:
             "lease": timedelta(days=3650),
             "grace": 5.0,
             "code_version": "test",
+            "codec": self.codec,
             "checks_replay": self.mode.checks_replay,
             "_is_always_parking": self.mode.is_always_parking,
             "_clock": self.clock,
@@ -120,9 +122,9 @@ class Lab:
                 self.clock.listeners.remove(listener)
         self.mismatches += engine.replay_mismatches
 
-    def client(self) -> AsyncClient:
+    def client(self, **options: Any) -> AsyncClient:
         """A client on the lab's clock."""
-        return AsyncClient(self.url, _clock=self.clock)
+        return AsyncClient(self.url, **{"codec": self.codec, "_clock": self.clock, **options})
 
     @contextlib.asynccontextmanager
     async def running(self, *workflows: Workflow[..., Any], **options: Any) -> AsyncIterator[AsyncClient]:

@@ -34,9 +34,24 @@ async def test_run_raises_the_first_escaping_error_at_once_and_running_again_res
                 await client.run(flow, "a", "B")
             assert (await client.handle("p").info()).status == "pending"
         flows.broken.clear()
-        flows.broken.add("c")
-        with pytest.raises(WorkflowFailed, match="c is down"):
+        assert await client.run(flow, "a", "B") == "AbC"
+    assert flows.bodies == ["a"] * 5 + ["B", "c"]
+
+
+async def test_run_raises_an_error_of_a_child_too_instead_of_waiting_for_its_back_off(plain_lab: Lab) -> None:
+    flows.broken.add("c")
+    flow = flows.pipeline.using(id="p", queue="special")
+    async with plain_lab.client() as client:
+        with pytest.raises(StepFailed, match="c is down"):
             await client.run(flow, "a", "B")
+        flows.broken.clear()
+        assert await client.run(flow, "a", "B") == "AbC"
+    assert flows.bodies == ["a", "B", "c", "c"]
+
+
+async def test_run_leaves_a_childs_last_error_to_its_parent(plain_lab: Lab) -> None:
+    async with plain_lab.client() as client:
+        assert await client.run(flows.careful) == "handled Fail"
 
 
 async def test_run_goes_on_at_the_first_step_that_is_not_recorded(plain_lab: Lab) -> None:

@@ -11,6 +11,8 @@ from tests.faults import flows
 from tests.faults.processes import until
 from tests.faults.scenes import Scene
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.parametrize("name", ["at_gate_blocking", "blocking_itself"])
 def test_code_that_blocks_the_loop_is_named_in_the_log(scene: Scene, name: str) -> None:

@@ -47,9 +47,6 @@ def test_random_stops_and_kills_change_no_outcome(tmp_path: Path, servers: ForkS
     for worker in workers:
         worker.stop()
     scene.check(may_stall=True)
-    assert not [worker for worker in scene.processes if "has not turned" in worker.log], (
-        "a stopped process is no blocked loop"
-    )
     wanted = matrix.undisturbed
     found = scene.outcome()
     for one in ids:

@@ -12,6 +12,8 @@ from tests.faults import flows
 from tests.faults.processes import FaultProcess, until
 from tests.faults.scenes import Scene
 
+pytestmark = pytest.mark.slow
+
 COUNT = 20
 WHEN = pytest.mark.parametrize("when", ["before", "after"])
 

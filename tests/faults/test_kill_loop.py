@@ -7,6 +7,8 @@ import pytest
 from tests.faults.kills import IS_LONG, Matrix, tell
 from tests.faults.processes import ForkServers
 
+pytestmark = pytest.mark.slow
+
 STRIDE = 1 if IS_LONG else 3
 
 

@@ -7,6 +7,8 @@ import pytest
 from tests.faults.kills import IS_LONG, Matrix, tell
 from tests.faults.processes import ForkServers
 
+pytestmark = pytest.mark.slow
+
 COMMITS = [f"{what}:{when}-commit" for what in ("claim", "register", "step", "write") for when in ("before", "after")]
 POINTS = ["body:after", "body:before", "flush:after", "flush:before", *COMMITS]
 

@@ -7,10 +7,14 @@ import time
 from collections import Counter
 from pathlib import Path
 
+import pytest
+
 from tests.faults import flows
 from tests.faults.kills import IS_LONG, Matrix
 from tests.faults.processes import ForkServers, until
 from tests.faults.scenes import Scene
+
+pytestmark = pytest.mark.slow
 
 WORKER_COUNT = 4
 COUNT = 300

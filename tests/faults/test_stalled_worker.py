@@ -12,10 +12,14 @@ import sqlite3
 import time
 from contextlib import closing
 
+import pytest
+
 from onward.client import Client
 from tests.faults import flows
 from tests.faults.processes import FaultProcess, until
 from tests.faults.scenes import Scene
+
+pytestmark = pytest.mark.slow
 
 LEASE_S = 2.0
 HELD = {"async": flows.gated, "thread": flows.gated_in_thread, "queued": flows.gated_in_thread}

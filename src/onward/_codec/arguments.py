@@ -244,6 +244,7 @@ def _decode_raw(text: str, where: str) -> list[msgspec.Raw] | dict[str, msgspec.
     try:
         return _decode_list(text) if text.lstrip()[:1] == "[" else _decode_object(text)
     except (msgspec.MsgspecError, UnicodeEncodeError) as error:
+        hint = "; if a codec stored it, give the worker that codec" if text.lstrip()[:1] == '"' else ""
         raise CodecError(
-            f"the arguments must be a JSON object or array: {error}; got {shown(text)}", where=where
+            f"the arguments must be a JSON object or array: {error}; got {shown(text)}{hint}", where=where
         ) from error

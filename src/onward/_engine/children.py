@@ -38,8 +38,8 @@ class Children:
         """Insert the child with the next flush, under the parent's fence."""
         runner = self._runner
         self._starting[command.child_id] = command
-        runner.engine.child_started(command.child_id)
         workflow = child_workflow(command, parent=runner.row, seed=runner.engine.new_seed())
+        runner.engine.child_started(workflow.id, workflow.queue)
         runner.submit(StartOp(workflow, runner.fence, watch=True))
 
     def answered(self, op: StartOp, outcome: Outcome) -> None:

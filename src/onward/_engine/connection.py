@@ -11,9 +11,11 @@ from typing import Self
 from onward._engine.committer import Call, Committer
 from onward._engine.watching import OutcomeWatcher
 from onward._store.base import Clock, Store
+from onward._store.coded import coded
 from onward._store.opening import open_store
 from onward._store.operations import AlreadyFinal, CancelOp, NotFound, Op, Outcome, RetryOp
 from onward._store.records import JournalRow, WorkflowRow
+from onward.codec import Codec
 from onward.errors import WorkflowNotFound
 
 PATIENCE_S = 10.0
@@ -26,13 +28,16 @@ class Connection:
     Args:
         url: the database.
         migrate: create or upgrade the schema when it opens; if False, a missing file or schema is a SchemaError.
+        codec: what payloads are stored with, if anything.
         clock: the time of a database that has none of its own (tests move it).
     """
 
-    def __init__(self, url: str, *, migrate: bool = True, clock: Clock | None = None) -> None:
+    def __init__(
+        self, url: str, *, migrate: bool = True, codec: Codec | None = None, clock: Clock | None = None
+    ) -> None:
         self.url = url
         self._migrate = migrate
-        self.store: Store = open_store(url, clock)
+        self.store: Store = coded(open_store(url, clock), codec)
         self.loop = asyncio.get_running_loop()
         self.committer = Committer(self.store, patience_s=PATIENCE_S)
         self._watcher = OutcomeWatcher(self.store)

@@ -11,12 +11,13 @@ neighbours along. A worker that is never idle makes itself so now and then if su
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Awaitable, Callable, Sequence
 from typing import TYPE_CHECKING
 
 from onward._engine.runner import Runner
-from onward._store.records import Claimed, ClaimRequest
+from onward._store.records import Claimed, ClaimRequest, Loaded
 from onward.errors import StoreError
 
 if TYPE_CHECKING:
@@ -43,6 +44,7 @@ class Dispatcher:
         self._held: dict[str, Runner] = {}
         self._only = None if engine.options.only is None else set(engine.options.only)
         self._types = tuple(engine.options.workflows)
+        self._queues = engine.options.queues
         self._hint = asyncio.Event()
         self._mail_hint = asyncio.Event()
         self._emptied = asyncio.Event()
@@ -109,10 +111,12 @@ class Dispatcher:
         for runner in list(self._held.values()):
             runner.settle()
 
-    def also_take(self, workflow_id: str) -> None:
+    def also_take(self, workflow_id: str, queue: str) -> None:
         """Extend a limited worker's set by a child."""
         if self._only is not None:
             self._only.add(workflow_id)
+            if queue not in self._queues:
+                self._queues = (*self._queues, queue)
 
     @property
     def held_ids(self) -> list[str]:
@@ -163,8 +167,8 @@ class Dispatcher:
         """Wait for a hint, or until the next row is due."""
         options = self._engine.options
         delay = POLL_S
-        if len(self._held) < options.slots and not self._is_alone:
-            due = await self._engine.store.next_due(options.queues, self._types, self._only_ids())
+        if len(self._held) < options.slots and not self._is_alone and not self._drains_for_quarantine():
+            due = await self._engine.store.next_due(self._queues, self._types, self._only_ids())
             if due is not None:
                 delay = min(POLL_S, max(0.0, (due - self._engine.now_us()) / 1e6))
                 if not self._engine.lease.holds:
@@ -182,7 +186,7 @@ class Dispatcher:
         if self._is_alone or self._drains_for_quarantine():
             return False
         claimed_any = False
-        for queue in self._engine.options.queues:
+        for queue in self._queues:
             free = self._engine.options.slots - len(self._held)
             if free <= 0:
                 break
@@ -196,7 +200,7 @@ class Dispatcher:
         """Claim one quarantined row if nothing else is held."""
         if self._held:
             return False
-        for queue in self._engine.options.queues:
+        for queue in self._queues:
             rows = await self._engine.store.claim(self._request(queue, 1, alone=True))
             if rows:
                 self._is_alone = True
@@ -236,7 +240,7 @@ class Dispatcher:
         self._emptied.clear()
         known = [row.id for row in rows if not row.is_fresh]
         try:
-            loaded = {item.id: item for item in await self._engine.store.load(known)} if known else {}
+            loaded = await self._load(known) if known else {}
         except BaseException:  # nothing of these has begun: forget them, and let reconciliation release the rows
             for runner in runners.values():
                 runner.drop()
@@ -250,7 +254,45 @@ class Dispatcher:
             if not row.is_fresh and row.id not in loaded:
                 runner.drop()
                 continue
-            runner.begin(loaded.get(row.id))
+            history = loaded.get(row.id)
+            if isinstance(history, Exception):
+                runner.fail_certainly(history)
+            else:
+                runner.begin(history)
+        self._mail_hint.set()  # what came between claim and load has had its hint already
+
+    async def _load(self, workflow_ids: Sequence[str]) -> dict[str, Loaded | Exception]:
+        """Histories by id. A row that somebody has spoiled spoils the whole read: then each is read alone."""
+        store = self._engine.store
+        try:
+            return {item.id: item for item in await store.load(workflow_ids)}
+        except StoreError:
+            raise
+        except Exception as error:
+            if len(workflow_ids) == 1:
+                return {workflow_ids[0]: error}
+        found: dict[str, Loaded | Exception] = {}
+        for workflow_id in workflow_ids:
+            found.update(await self._load([workflow_id]))
+        return found
+
+    async def _read_mail(self, wanted: Sequence[tuple[str, int]]) -> None:
+        """Hand new mail to the executions in memory; spoiled mail hurts its own workflow only, as above."""
+        try:
+            inboxes = await self._engine.store.mail(wanted)
+        except StoreError:
+            raise
+        except Exception as error:
+            runner = self._held.get(wanted[0][0])
+            if len(wanted) == 1 and runner is not None:
+                runner.fail_certainly(error)
+            for one in wanted if len(wanted) > 1 else ():
+                await self._read_mail([one])
+            return
+        for inbox in inboxes:
+            runner = self._held.get(inbox.id)
+            if runner is not None:
+                runner.mail_arrived(inbox)
 
     async def _reconcile(self) -> None:
         """Release rows that bear this worker's id but are not held (a claim whose reply was lost)."""
@@ -260,14 +302,18 @@ class Dispatcher:
         for workflow_id in await engine.store.reconcile(engine.worker_id, held):
             log.warning("workflow %s was not really held; released", workflow_id, extra={"workflow_id": workflow_id})
         if self._held:
-            due = await engine.store.next_due(engine.options.queues, self._types, self._only_ids(), alone=True)
+            due = await engine.store.next_due(self._queues, self._types, self._only_ids(), alone=True)
             is_due = due is not None and due <= engine.now_us()
             self._quarantine_since = (self._quarantine_since or engine.loop.time()) if is_due else None
 
     async def _mail_round(self) -> None:
         """After a hint: read what is new for the executions in memory."""
-        await self._mail_hint.wait()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(POLL_S):
+                await self._mail_hint.wait()
         self._mail_hint.clear()
+        if not self._held:
+            return
         engine = self._engine
         signals = await engine.store.signals(engine.worker_id)
         held = self._held
@@ -277,10 +323,7 @@ class Dispatcher:
             if workflow_id in held and count > held[workflow_id].signals_seen
         ]
         if wanted:
-            for inbox in await engine.store.mail(wanted):
-                runner = held.get(inbox.id)
-                if runner is not None:
-                    runner.mail_arrived(inbox)
+            await self._read_mail(wanted)
         await asyncio.sleep(MAIL_INTERVAL_S)
 
     def _say_failing(self, error: StoreError) -> None:

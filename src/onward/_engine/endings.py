@@ -76,7 +76,6 @@ def _judge_error(
     runner: Runner, ending: Raised, history: Sequence[Entry], tentative: Entry | None, had_timers: bool
 ) -> Verdict:
     engine, row, error = runner.engine, runner.row, ending.error
-    engine.tell_error(runner, error)
     by_seq = {entry.seq: entry for entry in history}
     recorded = [seq for seq in ending.recorded if seq in by_seq]
     is_certain = isinstance(error, (Fail, CodecError))
@@ -92,7 +91,9 @@ def _judge_error(
             else:
                 strike, had_timers = tuple(recorded), replayed
     attempt = row.attempts + 1
-    if is_certain or attempt >= row.max_attempts:
+    is_last = attempt >= row.max_attempts and row.id not in (engine.options.only or ())[:1]  # `run` may be run again
+    engine.tell_error(runner, error, is_final=is_certain or is_last)
+    if is_certain or is_last:
         first = min(recorded) if recorded else None
         return Verdict(
             runner.fence, FinishOp(runner.fence, "failed", error=describe(error, runner.spec.raises, seq=first))

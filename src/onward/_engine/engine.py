@@ -56,13 +56,14 @@ class EngineOptions:
     pid: int = 0
     code_version: str = ""
     only: tuple[str, ...] | None = None
-    """Take these workflows and the children they start, nothing else (`onward.run`)."""
+    """Take these workflows and the children they start, nothing else (`onward.run`); the first one stays pending however often
+    it fails."""
     checks_replay: bool = False
     """Replay every execution from its journal at each park and at its end, and compare."""
     is_always_parking: bool = False
     """Give every execution back after each entry (a test mode)."""
-    on_error: Callable[[str, BaseException], None] | None = None
-    """Told of each error that leaves a workflow function, with the workflow's id."""
+    on_error: Callable[[str, BaseException, bool], None] | None = None
+    """Told of each error that leaves a workflow function: the workflow's id, the error, whether it is its outcome."""
     rng: random.Random = field(default_factory=random.Random)
 
 
@@ -232,18 +233,18 @@ class Engine:
             raise ConfigurationError(f"{self.store.url} has no transactional steps")
         return cast("Transactor", self.store)
 
-    def child_started(self, workflow_id: str) -> None:
+    def child_started(self, workflow_id: str, queue: str) -> None:
         """Remember a child, so that a worker limited to one workflow's tree claims it too."""
-        self.dispatcher.also_take(workflow_id)
+        self.dispatcher.also_take(workflow_id, queue)
 
     def released(self, runner: Runner) -> None:
         """A runner has ended."""
         self.dispatcher.released(runner)
 
-    def tell_error(self, runner: Runner, error: BaseException) -> None:
-        """Pass on an error that left a workflow function."""
+    def tell_error(self, runner: Runner, error: BaseException, *, is_final: bool = False) -> None:
+        """Pass on an error that left a workflow function; `is_final`: it is the workflow's outcome."""
         if self.options.on_error is not None:
-            self.options.on_error(runner.row.id, error)
+            self.options.on_error(runner.row.id, error, is_final)
 
     def fail_apart(self, fence: Fence, error: str) -> None:
         """Fail a workflow whose own writes the database refuses, by a write that carries nothing of them."""

@@ -154,7 +154,7 @@ class Runner:
             "workflow %s cannot go on and is failed: %s: %s", self.row.id, type(error).__name__, error,
             extra={"workflow_id": self.row.id},
         )  # fmt: skip
-        self.engine.tell_error(self, error)
+        self.engine.tell_error(self, error, is_final=True)
         self._leave(FinishOp(self.fence, "failed", error=describe(error)))
 
     # ------------------------------------------------------------------ 2. inputs
@@ -553,6 +553,6 @@ class Runner:
         self.engine.log.error(
             "workflow %s cannot be recorded: %s", self.row.id, error, extra={"workflow_id": self.row.id}
         )
-        self.engine.tell_error(self, error)
+        self.engine.tell_error(self, error, is_final=True)
         self.drop()
         self.engine.fail_apart(self.fence, describe(error))

@@ -10,6 +10,8 @@ from onward.errors import StoreError
 
 POLL_S = 1.0
 """The slow poll under the hints."""
+LINGER_S = 2.0
+"""How long the subscription is kept after the last waiter: the next one often comes soon."""
 SPACING_S = 1e-5
 """Pause after a look for each workflow waited for: thousands of waiters must not read the table at every commit."""
 
@@ -54,18 +56,21 @@ class OutcomeWatcher:
             await asyncio.gather(self._task, return_exceptions=True)
 
     async def _run(self) -> None:
+        loop = asyncio.get_running_loop()
         unsubscribe = self._store.subscribe(self._hint.set)
         try:
-            while self._waiting:
+            last_waited = loop.time()
+            while self._waiting or loop.time() < last_waited + LINGER_S:
                 self._hint.clear()
-                await self._look()
                 if self._waiting:
+                    last_waited = loop.time()
+                    await self._look()
                     await asyncio.sleep(len(self._waiting) * SPACING_S)
-                    try:
-                        async with asyncio.timeout(POLL_S):
-                            await self._hint.wait()
-                    except TimeoutError:
-                        continue
+                try:
+                    async with asyncio.timeout(POLL_S):
+                        await self._hint.wait()
+                except TimeoutError:
+                    continue
         finally:
             unsubscribe()
             self._task = None

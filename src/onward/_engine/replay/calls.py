@@ -12,6 +12,7 @@ from collections.abc import Coroutine, Generator
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
+from onward._codec.undecodable import Undecodable
 from onward._engine.failures import rebuild_step, rebuild_workflow
 from onward._engine.replay.commands import RunStep, StartChild, Waiting, WatchChild
 from onward._engine.replay.loop import Future, ReplayLoop
@@ -286,6 +287,8 @@ class Wait(asyncio.Future[Any]):
         try:
             value = self.value(entry)
         except CodecError as error:
+            if isinstance(entry.result, Undecodable):  # nothing for workflow code to catch: another codec can read it
+                raise entry.result.error() from None
             self.fail(error, None)
         else:
             self.set_result(value)

@@ -18,6 +18,7 @@ from contextvars import Context
 from types import MappingProxyType
 from typing import Any
 
+from onward._codec.undecodable import Undecodable
 from onward._engine.replay import divergence
 from onward._engine.replay.calls import Call, Wait
 from onward._engine.replay.commands import (
@@ -111,10 +112,13 @@ class Execution:
     def replay(self, history: Sequence[Entry]) -> None:
         """Start the workflow function and feed all the history. May be called once only.
 
-        Raises NonDeterminismError; whatever workflow code raises becomes `ending`.
+        Raises NonDeterminismError, or CodecError for a payload that the codec of this worker cannot decode; whatever
+        workflow code raises becomes `ending`.
         """
         if self._root is not None or self.is_closed:
             raise UsageError("replay() may be called once only")
+        if isinstance(self._payload, Undecodable):
+            raise self._payload.error()
         activate(self.loop, self._replay, history)
 
     def deliver(self, entry: Entry) -> None:
