@@ -134,7 +134,7 @@ class Lab:
 
     # ------------------------------------------------------------------ waiting
 
-    async def until(self, look: Callable[[], Awaitable[T | None | bool]]) -> T:
+    async def until(self, look: Callable[[], Awaitable[T | bool | None]]) -> T:
         """Look after every commit until there is something to see."""
         changed = asyncio.Event()
         unsubscribe = self.store.subscribe(changed.set)
@@ -223,7 +223,7 @@ def see_time_pass(engine: Engine) -> None:
     """What the loop's own timers do when time passes by itself."""
     engine.dispatcher.poke()
     for runner in list(engine.dispatcher._held.values()):
-        runner._timer_fired()
+        runner.time_passed()
 
 
 def keys(journal: list[JournalEntry]) -> list[str]:
@@ -274,7 +274,7 @@ async def _run(test: Callable[[], Awaitable[None]], labs: list[Lab]) -> None:
     await turns(3)
     left = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
     assert not left, f"tasks left behind: {left}"
-    gc.collect()
+    gc.collect(1)
     assert not unhandled, f"errors that nobody handled: {unhandled}"
     for lab in labs:
         assert not lab.mismatches, f"workflows whose replay disagreed with their execution: {lab.mismatches}"

@@ -75,7 +75,7 @@ async def test_start_many_starts_all_in_order_and_refuses_only_what_conflicts(pl
         assert await client.handle("w-30", flow).result(timeout=10) == 100
         assert await client.handle("w-31", flow).result(timeout=10) == 100
         with pytest.raises(ConfigurationError, match="bind"):
-            await client.start_many([flow])  # type: ignore[list-item]
+            await client.start_many([flow])  # type: ignore[arg-type]
 
 
 async def test_lists_filter_by_status_type_time_and_tags_and_page_newest_first(plain_lab: Lab) -> None:
@@ -153,7 +153,7 @@ async def test_bad_starts_are_typed_errors_and_leave_nothing_half_written(plain_
         with pytest.raises(TypeError):
             await client.start(flow)  # type: ignore[call-overload]
         with pytest.raises(CodecError):
-            await client.start(flow, float("nan"))  # type: ignore[arg-type]
+            await client.start(ratio, float("nan"))
         with pytest.raises(CodecError):
             await client.start(untyped, object())
         for options in (
@@ -162,12 +162,17 @@ async def test_bad_starts_are_typed_errors_and_leave_nothing_half_written(plain_
             {"tags": {"a": 1}}, {"max_attempts": 0}, {"timeout": -1},
         ):  # fmt: skip
             with pytest.raises(ConfigurationError):
-                await client.start(flow.using(**options), 1)  # type: ignore[arg-type]
+                await client.start(flow.using(**options), 1)
         with pytest.raises(DefinitionError, match="Missing"):
             await client.start(unresolved, 1)
         assert await client.counts() == {}
     with pytest.raises(NotInWorkflow, match="client"):
-        flow(1)
+        flow(1)  # type: ignore[unused-coroutine]  # it raises
+
+
+@workflow
+async def ratio(value: float) -> None:
+    """Takes a float."""
 
 
 @workflow
@@ -181,7 +186,14 @@ async def unresolved(value: Missing) -> None:  # type: ignore[name-defined]  # n
 
 
 async def test_bad_urls_and_databases_are_typed_errors(plain_lab: Lab) -> None:
-    for url in ("onward.db", "mysql://host/db", "sqlite:///", "sqlite://host/x.db", "sqlite:///x.db?mode=ro", "postgresql://x/y"):
+    for url in (
+        "onward.db",
+        "mysql://host/db",
+        "sqlite:///",
+        "sqlite://host/x.db",
+        "sqlite:///x.db?mode=ro",
+        "postgresql://x/y",
+    ):
         with pytest.raises(ConfigurationError):
             async with AsyncClient(url):
                 pass

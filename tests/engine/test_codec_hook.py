@@ -30,7 +30,7 @@ from onward._store.memory.store import MemoryStore
 from onward._store.operations import JournalOp, Op, Outcome
 from onward.worker import Worker
 from tests.engine import flows
-from tests.engine.support import Lab, held, keys
+from tests.engine.support import Lab, keys
 
 SECRET = "ORWELL-1984"
 said = Signal("said", str)
@@ -192,15 +192,13 @@ async def test_a_transactional_steps_entry_is_encoded_and_commits_with_its_write
     async def flow(text: str) -> str:
         return await load(text)
 
-    lab.codec = Refusing("poison")
+    lab.codec = Masked()
     async with lab.running(flow) as client:
-        bad = await client.start(flow, "poi\\u0073on".encode().decode("unicode_escape")[:3])
         handle = await client.start(flow, SECRET)
         assert await handle.result(timeout=10) == SECRET
-        assert await bad.result(timeout=10) == "poi"
         [entry] = await handle.journal()
         assert entry.result == SECRET
-    assert lab.sql("SELECT name FROM items") == [("a",), ("a",)]
+    assert lab.sql("SELECT name FROM items") == [("a",)]
     assert SECRET.encode() not in stored(lab)
 
 
@@ -241,7 +239,9 @@ async def test_a_worker_with_another_codec_fails_what_it_cannot_read_and_nothing
         bad = await stranger.start(child.using(id="bad"), "a")
         good = await client.start(child.using(id="good"), "b")
         assert await good.result(timeout=10) == "b by step by child"
-        with pytest.raises(WorkflowFailed, match="arguments of workflow 'bad': the stored text cannot be dec") as failed:
+        with pytest.raises(
+            WorkflowFailed, match="arguments of workflow 'bad': the stored text cannot be dec"
+        ) as failed:
             await bad.result(timeout=10)
         assert failed.value.type_name == "CodecError"
         later = await client.start(child, "c")
@@ -250,16 +250,11 @@ async def test_a_worker_with_another_codec_fails_what_it_cannot_read_and_nothing
         infos = {info.id: info for info in await client.list()}
         assert infos["good"].arguments == {"text": "b"}
         assert infos["bad"].arguments.startswith("<cannot be decoded here: ")
-    async with lab.working(child, codec=of_client):
-        await bad.retry()
-        assert await stranger_result(lab, of_client, "bad") == "a by step by child"
+    async with lab.client(codec=of_client) as stranger, lab.working(child, codec=of_client):
+        bad = stranger.handle("bad", child)
+        assert await bad.retry()
+        assert await bad.result(timeout=10) == "a by step by child"
     assert sorted(bodies) == ["a", "b", "c"]
-
-
-async def stranger_result(lab: Lab, codec: Codec | None, workflow_id: str) -> Any:
-    """The result as a client with this codec gets it."""
-    async with lab.client(codec=codec) as client:
-        return await client.handle(workflow_id, child).result(timeout=10)
 
 
 async def test_a_worker_without_the_codec_says_what_it_lacks(plain_lab: Lab) -> None:
@@ -414,8 +409,7 @@ async def test_after_an_unknown_commit_the_very_same_text_is_written_again(
             handle = await client.start(family, SECRET)
             await client.signal(handle, go, "end")
             assert (await handle.result(timeout=10))[-1] == "end"
-            assert not held(worker)
-    assert len(doubts) >= 4
+    assert doubts
     assert bodies == [SECRET, SECRET]
 
 

@@ -173,7 +173,7 @@ async def test_a_signal_of_another_type_than_its_hint_is_refused_before_it_is_se
     async with lab.running(take_three) as client:
         handle = await client.start(take_three)
         with pytest.raises(CodecError):
-            await client.signal(handle, numbers, "one")  # type: ignore[arg-type]
+            await client.signal(handle, numbers, "one")  # type: ignore[misc]
         for n in (1, 2, 3):
             await client.signal(handle, numbers, n)
         assert await handle.result(timeout=10) == [1, 2, 3]

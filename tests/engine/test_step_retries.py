@@ -267,9 +267,16 @@ async def test_a_put_off_step_keeps_its_time_when_the_worker_stops_while_another
         await go.wait()
         return "slow"
 
+    @step
+    async def last() -> str:
+        return "last"
+
     @workflow
     async def flow() -> list[str]:
-        return list(await asyncio.gather(flaky(), slow()))
+        async def two() -> str:
+            return await slow() + await last()  # the second is to begin when the worker gives the workflow back
+
+        return list(await asyncio.gather(flaky(), two()))
 
     async with lab.client() as client:
         async with lab.working(flow) as worker:
@@ -282,7 +289,7 @@ async def test_a_put_off_step_keeps_its_time_when_the_worker_stops_while_another
             await lab.parked(handle, on="retry")
             assert tries == [1]
             lab.clock.advance(3600)
-            assert await handle.result(timeout=10) == ["ok", "slow"]
+            assert await handle.result(timeout=10) == ["ok", "slowlast"]
     assert tries == [1, 2]
 
 

@@ -283,7 +283,7 @@ async def test_progress_is_visible_once_it_is_committed_and_its_last_word_stays(
         handle = await client.start(flow)
 
         async def is_shown() -> bool:
-            return (await lab.info(handle)).progress == {"done": 0}
+            return bool((await lab.info(handle)).progress == {"done": 0})
 
         await lab.until(is_shown)
         assert (await lab.info(handle)).status == "running"
@@ -303,7 +303,7 @@ async def test_a_call_that_is_never_awaited_is_reported_and_never_run(
 
     @workflow
     async def flow() -> str:
-        forgotten()
+        forgotten()  # type: ignore[unused-coroutine]  # the mistake that is reported
         return "done"
 
     async with lab.running(flow) as client:

@@ -22,6 +22,7 @@ from onward import (
 )
 from onward.client import Client
 from onward.errors import DefinitionError
+from tests.engine import wrong_flows
 from tests.engine.support import Lab, keys, turns, wait_for
 
 
@@ -129,7 +130,9 @@ async def test_a_body_that_holds_the_writer_too_long_is_interrupted_and_rolled_b
     @step(transactional=True, timeout=0.05)
     def load(conn: sqlite3.Connection) -> None:
         conn.execute("INSERT INTO items VALUES ('a')")
-        conn.execute("WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n) SELECT count(*) FROM n").fetchone()
+        conn.execute(
+            "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n) SELECT count(*) FROM n"
+        ).fetchone()
 
     @workflow
     async def flow() -> str:
@@ -164,6 +167,30 @@ async def test_a_client_write_inside_a_body_raises_with_the_cure(lab: Lab) -> No
 
     async with lab.running(flow) as client:
         assert "use the connection given to the step" in await (await client.start(flow)).result(timeout=10)
+
+
+async def test_a_client_that_was_first_used_inside_a_body_can_write_afterwards(lab: Lab) -> None:
+    client = Client(lab.url)
+
+    @step(transactional=True)
+    def load(conn: sqlite3.Connection) -> int:
+        return sum(client.counts().values())
+
+    @step
+    def start_one() -> str:
+        return client.start(other.using(id="x")).id
+
+    @workflow
+    async def other() -> None:
+        return
+
+    @workflow
+    async def flow() -> tuple[int, str]:
+        return await load(), await start_one()
+
+    async with lab.running(flow) as asynchronous:
+        assert await (await asynchronous.start(flow)).result(timeout=5) == (1, "x")
+    client.close()
 
 
 async def test_what_other_steps_return_meanwhile_waits_and_is_numbered_after_it(lab: Lab) -> None:
@@ -274,22 +301,9 @@ async def test_a_result_that_json_cannot_carry_rolls_back_and_fails_at_once(lab:
 
 
 async def test_an_async_transactional_step_is_refused_at_worker_start(lab: Lab) -> None:
-    global load_async
-
-    @step(transactional=True)
-    async def load_async(conn: sqlite3.Connection) -> None:
-        return
-
-    @workflow
-    async def flow() -> None:
-        await load_async()
-
-    try:
-        with pytest.raises(DefinitionError, match="make it a plain `def`"):
-            async with lab.worker(flow):
-                pass
-    finally:
-        del load_async
+    with pytest.raises(DefinitionError, match="make it a plain `def`"):
+        async with lab.worker(wrong_flows.flow):
+            pass
 
 
 async def test_a_step_that_waits_for_its_turn_is_not_taken_for_a_transaction(lab: Lab) -> None:

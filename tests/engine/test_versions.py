@@ -64,8 +64,8 @@ async def test_a_divergence_spends_no_attempt_and_the_old_code_may_go_on(
             assert "'work'" in info.error.message
             assert "test_versions.py" in info.error.message
             assert info.attempts == 0
-            async with lab.working(original, code_version="v1"):
-                assert await handle.result(timeout=10) == 42
+        async with lab.working(original, code_version="v1"):
+            assert await handle.result(timeout=10) == 42
     assert "does not fit this code" in caplog.text
 
 
@@ -148,7 +148,9 @@ async def test_random_numbers_and_ids_are_the_same_on_every_replay(lab: Lab) -> 
     assert len(set(seen)) == 2
 
 
-async def test_the_log_of_a_workflow_is_silent_while_it_replays(plain_lab: Lab, caplog: pytest.LogCaptureFixture) -> None:
+async def test_the_log_of_a_workflow_is_silent_while_it_replays(
+    plain_lab: Lab, caplog: pytest.LogCaptureFixture
+) -> None:
     @workflow
     async def flow() -> str:
         log.warning("begins")

@@ -86,10 +86,9 @@ async def test_a_worker_never_holds_more_executions_than_it_has_slots(lab: Lab) 
     async def flow(n: int) -> int:
         return await work(n)
 
-    async with lab.client() as client:
-        async with lab.working(flow, slots=2) as worker:
-            handles = await client.start_many(flow.bind(n) for n in range(10))
-            assert [await handle.result(timeout=10) for handle in handles] == list(range(10))
+    async with lab.client() as client, lab.working(flow, slots=2) as worker:
+        handles = await client.start_many(flow.bind(n) for n in range(10))
+        assert [await handle.result(timeout=10) for handle in handles] == list(range(10))
     assert max(most) <= 2
 
 

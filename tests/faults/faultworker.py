@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import gc
+import itertools
 import logging
 import os
 import random
@@ -27,11 +28,12 @@ from onward._engine import dispatcher, failpoints
 from onward._engine.replay.matching import Execution
 from onward._engine.runner import Runner
 from onward._store.opening import open_store
-from onward._store.records import Claimed, ClaimRequest
+from onward._store.records import Claimed, ClaimRequest, WorkerRow
 from onward._store.sqlite.database import Database
+from onward._store.sqlite.leases import SqliteLeases
 from onward._store.sqlite.store import SqliteStore
 from onward.client import AsyncClient
-from onward.errors import OutcomeUnknown
+from onward.errors import OutcomeUnknown, TransientStoreError
 from onward.worker import Worker
 from tests.faults import flows
 from tests.faults.ledger import use_ledger
@@ -143,6 +145,19 @@ def _impatient(seconds: str) -> None:
     dispatcher.STOP_PATIENCE_S = float(seconds)
 
 
+def _busy_registration(calls: str) -> None:
+    """These registrations of a worker, counted from 1, find the database busy."""
+    register = SqliteLeases.register
+    count = itertools.count(1)
+
+    def busy(self: SqliteLeases, worker: WorkerRow, lease_us: int) -> None:
+        if str(next(count)) in calls.split():
+            raise TransientStoreError("another connection holds the write lock")
+        register(self, worker, lease_us)
+
+    SqliteLeases.register = busy  # type: ignore[method-assign]
+
+
 def _full_disk(room: str) -> None:
     """No connection may make the file larger, until the file `room` exists."""
     connect_writer = Database.connect_writer
@@ -175,6 +190,7 @@ def _census(path: str) -> None:
 
 
 TWISTS = {
+    "busy-registration": _busy_registration,
     "census": _census,
     "count-points": _count_points,
     "full-disk": _full_disk,

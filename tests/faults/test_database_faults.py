@@ -49,7 +49,7 @@ def test_a_file_locked_by_a_stranger_delays_and_nothing_else(scene: Scene) -> No
             until(lambda: complaints(worker).keys() >= {"onward.committer", "onward.lease"}, "complaints")
             stranger.execute("ROLLBACK")
         check_all_done(scene)
-        assert set(complaints(worker).values()) == {1}
+        assert set(complaints(worker).values()) == {1}, worker.log
         assert "the database takes writes again" in worker.log
 
 
@@ -80,7 +80,7 @@ def test_a_full_disk_stops_the_worker_until_there_is_room(scene: Scene) -> None:
         until(lambda: "the disk is full: free some space" in worker.log, "a complaint")
         room.touch()
         check_all_done(scene)
-        assert set(complaints(worker).values()) == {1}
+        assert set(complaints(worker).values()) == {1}, worker.log
 
 
 def test_a_damaged_file_is_reported_and_the_worker_goes_on_when_it_is_mended(scene: Scene) -> None:
@@ -97,7 +97,7 @@ def test_a_damaged_file_is_reported_and_the_worker_goes_on_when_it_is_mended(sce
             client.start(flows.three, 1)
         _point_table_to(scene, root)
         check_all_done(scene)
-        assert set(complaints(worker).values()) == {1}
+        assert set(complaints(worker).values()) == {1}, worker.log
 
 
 def test_a_worker_on_a_file_that_is_no_database_ends_with_a_clear_error(scene: Scene) -> None:

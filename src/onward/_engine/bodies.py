@@ -17,6 +17,7 @@ from typing import Any, Protocol
 from onward._engine import failpoints
 from onward._engine.failures import StepTimeout
 from onward._engine.replay.commands import RunStep
+from onward._engine.serving import Serving
 from onward._engine.stepinfo import StepInfo, entered
 from onward._store.base import TransactionTimedOut
 from onward._store.operations import Fence, JournalOp
@@ -92,26 +93,32 @@ class Bodies:
         context: the context that each body gets a copy of.
         may_begin: asked on the body's own thread at its very beginning (the lease holds, the worker is not stopping): a body
             may have waited for long behind others, or the whole process may have stood still since the runner asked.
+        failed: told of an error that no body raised: a bug.
     """
 
     def __init__(
-        self, threads: int, context: contextvars.Context, may_begin: Callable[[], bool] = lambda: True
+        self,
+        threads: int,
+        context: contextvars.Context,
+        may_begin: Callable[[], bool] = lambda: True,
+        failed: Callable[[BaseException], None] = lambda error: None,
     ) -> None:
         self._may_begin = may_begin
+        self._serving = Serving(self._run_async, context, failed)
         self._loop = asyncio.get_running_loop()
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="onward-step")
         self._context = context
         self.running: set[Body] = set()
+        """Those in threads and transactions."""
 
     def start(self, body: Body) -> None:
         """Begin one try; `body.host` is told its end on this loop, never before this call has returned."""
         spec = body.command.spec
+        if spec.is_async:
+            self._serving.start(body, getattr(spec.fn, "__code__", type(spec.fn)))  # closures of one code share it
+            return
         self.running.add(body)
         context = self._context.copy()
-        if spec.is_async:
-            body.task = asyncio.Task(self._run_async(body), loop=self._loop, context=context)
-            body.task.add_done_callback(functools.partial(self._task_ended, body))
-            return
         failpoints.hit("body:before")
         call = functools.partial(context.run, self._call_if_it_may_begin, body)
         body.task = asyncio.wrap_future(self._pool.submit(call), loop=self._loop)
@@ -166,12 +173,6 @@ class Bodies:
         else:
             body.host.body_unbegun(body)
 
-    def _task_ended(self, body: Body, task: asyncio.Task[None]) -> None:
-        """A task that is cancelled before its first turn ends without having run a line of `_run_async`."""
-        if body in self.running:
-            self.running.discard(body)
-            body.host.body_done(body, None, asyncio.CancelledError())
-
     async def _run_async(self, body: Body) -> None:
         if not self._begins(body):
             self._stay_unbegun(body)
@@ -188,7 +189,6 @@ class Bodies:
                 result = await self._within(command, command.spec.timeout_s)
         except BaseException as caught:  # passed on as a value; SystemExit in a step must not end the worker
             error = caught
-        self.running.discard(body)
         failpoints.hit("body:after")
         body.host.body_done(body, result, error)
 

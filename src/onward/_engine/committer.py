@@ -105,8 +105,7 @@ class Committer:
             if not self._queue:
                 self._idle.set()
 
-    async def _flush(self, batch: list[tuple[Op, Owner]]) -> None:
-        is_retry = False
+    async def _flush(self, batch: list[tuple[Op, Owner]], *, is_retry: bool = False) -> None:
         delay, deadline = 0.02, None
         loop = asyncio.get_running_loop()
         while batch := [item for item in batch if not item[1].is_dropped]:
@@ -114,7 +113,7 @@ class Committer:
             try:
                 outcomes = await self._store.write([op for op, _ in batch], retry=is_retry)
             except StoreConflict as error:
-                await self._split(batch, error)
+                await self._split(batch, error, is_retry=is_retry)
                 return
             except (TransientStoreError, OutcomeUnknown, FatalStoreError) as error:
                 is_retry = is_retry or isinstance(error, OutcomeUnknown)
@@ -146,15 +145,15 @@ class Committer:
             if type(outcome) is LeaseLostOutcome:
                 owner.is_dropped = True
 
-    async def _split(self, batch: list[tuple[Op, Owner]], error: StoreConflict) -> None:
+    async def _split(self, batch: list[tuple[Op, Owner]], error: StoreConflict, *, is_retry: bool) -> None:
         """Halve a refused batch between owners, until the poisonous owner stands alone."""
         owners = list(dict.fromkeys(id(owner) for _, owner in batch))
         if len(owners) == 1:
             self._refuse(batch, error)
             return
         first = set(owners[: len(owners) // 2])
-        await self._flush([item for item in batch if id(item[1]) in first])
-        await self._flush([item for item in batch if id(item[1]) not in first])
+        await self._flush([item for item in batch if id(item[1]) in first], is_retry=is_retry)
+        await self._flush([item for item in batch if id(item[1]) not in first], is_retry=is_retry)
 
     def _refuse(self, batch: list[tuple[Op, Owner]], error: StoreError) -> None:
         for op, owner in batch:

@@ -318,9 +318,9 @@ class Dispatcher:
         signals = await engine.store.signals(engine.worker_id)
         held = self._held
         wanted = [
-            (workflow_id, held[workflow_id].last_mail)
+            (workflow_id, held[workflow_id].inputs.last_mail)
             for workflow_id, count in signals.items()
-            if workflow_id in held and count > held[workflow_id].signals_seen
+            if workflow_id in held and count > held[workflow_id].inputs.seen
         ]
         if wanted:
             await self._read_mail(wanted)

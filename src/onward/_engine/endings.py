@@ -19,7 +19,7 @@ import msgspec
 
 from onward._engine.failures import describe, note, short
 from onward._engine.replay.commands import Cancelled, Ending, Raised, Returned, Waiting
-from onward._store.operations import FailAttemptOp, Fence, FinishOp
+from onward._store.operations import FailAttemptOp, Fence, FinishOp, ReleaseOp
 from onward._store.records import Entry, StepRetry
 from onward.errors import CodecError, Fail, NonDeterminismError
 from onward.retry import workflow_backoff
@@ -105,7 +105,7 @@ def _judge_error(
         row.id, attempt, row.max_attempts, wait, type(error).__name__, extra={"workflow_id": row.id, "attempt": attempt},
     )  # fmt: skip
     failing = tentative.key if tentative is not None else None
-    retries = tuple(state for state in runner.retry_states() if state.key != failing)
+    retries = tuple(state for state in runner.steps.states() if state.key != failing)
     return Verdict(
         runner.fence, None, describe(error), round(wait * 1e6), strike, had_timers, retries,
     )  # fmt: skip
@@ -122,6 +122,26 @@ def _replay_without(runner: Runner, kept: Sequence[Entry]) -> bool | None:
         return None if execution.ending is not None else execution.next_timer() is not None
     finally:
         execution.close()
+
+
+def put_back(runner: Runner, error: NonDeterminismError) -> ReleaseOp:
+    """Code and history disagree: no attempt is spent, and a worker with other code may take the row at once."""
+    engine, row = runner.engine, runner.row
+    delay = divergence_backoff(row.divergences)
+    engine.log.warning(
+        "workflow %s does not fit this code and is put back for %.0f s: %s", row.id, delay, error,
+        extra={"workflow_id": row.id},
+    )  # fmt: skip
+    return ReleaseOp(runner.fence, int(delay * 1e6), error=describe(error), diverged_by=engine.code_version)
+
+
+def give_up(runner: Runner, error: Exception) -> FinishOp:
+    """Something that no further attempt could mend."""
+    runner.engine.log.error(
+        "workflow %s cannot go on and is failed: %s: %s", runner.row.id, type(error).__name__, error,
+        extra={"workflow_id": runner.row.id},
+    )  # fmt: skip
+    return FinishOp(runner.fence, "failed", error=describe(error))
 
 
 def divergence_backoff(divergences: int) -> float:

@@ -85,7 +85,7 @@ class Engine:
         self.now_us = store.now_us
         self.new_seed = new_seed
         self.committer = Committer(store, rng=self.rng)
-        self.bodies = Bodies(options.threads, context, self.may_begin_bodies)
+        self.bodies = Bodies(options.threads, context, self.may_begin_bodies, self._failed_with)
         self.dispatcher = Dispatcher(self)
         self.lease = LeaseKeeper(
             store,

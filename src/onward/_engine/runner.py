@@ -44,19 +44,17 @@ from onward._engine.replay.commands import (
     WatchChild,
 )
 from onward._engine.replay.matching import Execution
+from onward._engine.resting import Rest
 from onward._engine.steps import Steps
 from onward._store.operations import (
     Fence,
-    FinishOp,
     JournalOp,
     LeaseLostOutcome,
     Op,
     Outcome,
-    ParkOp,
-    ReleaseOp,
     StartOp,
 )
-from onward._store.records import Claimed, Entry, EntryKind, Inbox, Loaded, StepRetry
+from onward._store.records import Claimed, Entry, EntryKind, Inbox, Loaded
 from onward.errors import NonDeterminismError, StoreError
 
 if TYPE_CHECKING:
@@ -76,8 +74,8 @@ class Runner:
 
     __slots__ = (
         "_activation_us", "_cancels_pending", "_children", "_committed", "_core", "_grace_timer", "_had_timers", "_history",
-        "_inputs", "_is_new", "_last_seq", "_pending", "_progress", "_state", "_steps", "_timer", "_verdict", "engine",
-        "fence", "is_dropped", "row", "spec",
+        "_is_new", "_last_seq", "_pending", "_progress", "_rest", "_state", "_verdict", "engine",
+        "fence", "inputs", "is_dropped", "row", "spec", "steps",
     )  # fmt: skip
 
     def __init__(self, engine: Engine, row: Claimed, spec: WorkflowSpec) -> None:
@@ -97,13 +95,13 @@ class Runner:
         """No entry has been delivered since the claim."""
         self._pending: deque[Command] = deque()
         """Commands that wait for the commit of an entry, or for the lease."""
-        self._steps = Steps(self)
+        self.steps = Steps(self)
         self._children = Children(self)
-        self._inputs = Inputs(row.signals, row.deadline)
+        self.inputs = Inputs(row.signals, row.deadline)
         self._progress: str | None = None
         self._verdict: endings.Verdict | None = None
         self._grace_timer: asyncio.TimerHandle | None = None
-        self._timer: asyncio.TimerHandle | None = None
+        self._rest = Rest(self)
         self._cancels_pending = 0
         """How many of the pending commands cancel a step."""
         self._had_timers = False
@@ -117,8 +115,8 @@ class Runner:
         if loaded is not None:
             self._history = list(loaded.entries)
             self._committed = self._last_seq = loaded.last_seq
-            self._inputs.load(loaded)
-            self._steps = Steps(self, loaded.retries)
+            self.inputs.load(loaded)
+            self.steps = Steps(self, loaded.retries)
         try:
             self._core = self.engine.new_execution(self.row, self.spec, self._committed)
             self._core.replay(self._history)
@@ -139,49 +137,29 @@ class Runner:
         return self._core
 
     def _diverged(self, error: NonDeterminismError) -> None:
-        delay = endings.divergence_backoff(self.row.divergences)
-        self.engine.log.warning(
-            "workflow %s does not fit this code and is put back for %.0f s: %s", self.row.id, delay, error,
-            extra={"workflow_id": self.row.id},
-        )  # fmt: skip
         self.engine.tell_error(self, error)
-        version = self.engine.code_version
-        self._leave(ReleaseOp(self.fence, int(delay * 1e6), error=describe(error), diverged_by=version))
+        self._leave(endings.put_back(self, error))
 
     def fail_certainly(self, error: Exception) -> None:
         """Fail the workflow with an error that no further attempt could mend."""
-        self.engine.log.error(
-            "workflow %s cannot go on and is failed: %s: %s", self.row.id, type(error).__name__, error,
-            extra={"workflow_id": self.row.id},
-        )  # fmt: skip
         self.engine.tell_error(self, error, is_final=True)
-        self._leave(FinishOp(self.fence, "failed", error=describe(error)))
+        self._leave(endings.give_up(self, error))
 
     # ------------------------------------------------------------------ 2. inputs
-
-    @property
-    def signals_seen(self) -> int:
-        """The value of the row's `signals` that this runner knows of."""
-        return self._inputs.seen
-
-    @property
-    def last_mail(self) -> int:
-        """The id of the last mail read."""
-        return self._inputs.last_mail
 
     def mail_arrived(self, inbox: Inbox) -> None:
         """Take what was read of the row and its mailbox."""
         if self._state != "running" or inbox.epoch != self.row.epoch:
             return
-        self._inputs.take(inbox)
+        self.inputs.take(inbox)
         self.settle()
 
     def settle(self) -> None:
         """Deliver all inputs at hand, begin what may begin, and park if nothing is left to do."""
         core = self._core
-        if self._state != "running" or self._steps.is_frozen or core is None:
+        if self._state != "running" or self.steps.is_frozen or core is None:
             return
-        while core.ending is None and (item := self._inputs.pop(core, self.engine.now_us)) is not None:
+        while core.ending is None and (item := self.inputs.pop(core, self.engine.now_us)) is not None:
             self.deliver(item.key, item.kind, result=item.result, error=item.error, consumed=item.consumed)
             if self._state != "running":
                 return
@@ -190,12 +168,12 @@ class Runner:
             return
         if self._pending:
             self._begin_commands()
-        if self._state != "running" or self._park_if_resting():
+        if self._state != "running" or self._park_if_resting(core):
             return
         if self.engine.is_stopping:
             self.wind_down()
-        elif self._timer is not None or self._steps.are_waiting or self._inputs.has_timed(core):
-            self._schedule()
+        elif self._rest.is_timed or self.steps.are_waiting or self.inputs.has_timed(core):
+            self._rest.schedule(core, self.steps, self.inputs)
 
     # ------------------------------------------------------------------ 3. commands
 
@@ -212,9 +190,9 @@ class Runner:
     def _begin_commands(self) -> None:
         pending = self._pending
         if pending and self.engine.is_always_parking and self._gives_back():
-            self._give_back()
+            self._leave(self._rest.give_back(self.steps, self.inputs))
             return
-        while pending and self._state == "running" and not self._steps.is_frozen:
+        while pending and self._state == "running" and not self.steps.is_frozen:
             command = pending[0]
             if type(command) is RunStep:
                 if not self._may_begin(command):
@@ -226,7 +204,7 @@ class Runner:
             match command:
                 case CancelStep():
                     self._cancels_pending -= 1
-                    self._steps.cancel(command)
+                    self.steps.cancel(command)
                 case StartChild():
                     self._children.start(command)
                 case SetProgress():
@@ -239,9 +217,9 @@ class Runner:
 
     def _go_on(self) -> None:
         """An entry is committed: begin what waited for it. Inputs were delivered as they came, so that often suffices."""
-        if self._timer is None and not self._steps.is_frozen and not self.engine.is_stopping:
+        if not self._rest.is_timed and not self.steps.is_frozen and not self.engine.is_stopping:
             self._begin_commands()
-        if not self._steps.are_running or self._timer is not None:
+        if not self.steps.are_running or self._rest.is_timed:
             self.settle()
 
     def _may_begin(self, command: RunStep) -> bool:
@@ -255,7 +233,7 @@ class Runner:
     def _gives_back(self) -> bool:
         """In always-park mode: give the row back after each entry if everything pending can as well begin later."""
         can_wait = all(type(command) is RunStep for command in self._pending)
-        return not self._is_new and can_wait and not self._steps.are_running and not self._children.are_starting
+        return not self._is_new and can_wait and not self.steps.are_running and not self._children.are_starting
 
     def _begin_step(self, command: RunStep) -> None:
         """Start the body, unless a cancel was issued before it could begin: then no effect may happen any more."""
@@ -265,9 +243,9 @@ class Runner:
                     self._pending.remove(later)
                     self._cancels_pending -= 1
                     if later.waits:
-                        self._steps.answer_unbegun(command)
+                        self.steps.answer_unbegun(command)
                     return
-        self._steps.begin(command)
+        self.steps.begin(command)
 
     # ------------------------------------------------------------------ 4. entries
 
@@ -327,7 +305,7 @@ class Runner:
         self._history.append(entry)
         progress, self._progress = self._progress, None
         if kind == "step":
-            settled = self._steps.settled(key)
+            settled = self.steps.settled(key)
             resets = error is None and self._resets_counters()  # an error may be struck out: no progress yet
             op = JournalOp(self.fence, (entry,), consumed, settled, key, progress, resets)
         else:
@@ -387,80 +365,37 @@ class Runner:
         self._committed = self._last_seq = entry.seq
         self._history.append(entry)
         self._resets_counters()
-        if self._state == "running" and is_wanted:
-            if not self._feed(entry):
-                return
+        if self._state == "running" and is_wanted and self._feed(entry):
             self._take_commands()
-            if self._execution.ending is not None:
-                self._ended(None)
 
     # ------------------------------------------------------------------ 5. rest
 
-    def retry_states(self) -> list[StepRetry]:
-        """The states of all steps between two tries."""
-        return self._steps.states()
-
-    def _next_event_at(self) -> int | None:
-        """The next instant at which something happens by itself."""
-        times = (self._steps.next_try_at, self._inputs.next_event_at(self._execution))
-        return min((at for at in times if at is not None), default=None)
-
-    def _park_if_resting(self) -> bool:
+    def _park_if_resting(self, core: Execution) -> bool:
         """Park if nothing runs or is to begin, and the wait is worth it; True if the runner is leaving."""
-        if self._steps.are_running or self._pending or self._children.are_starting:
+        if self.steps.are_running or self._pending or self._children.are_starting:
             return False
-        next_at = self._next_event_at()
-        waiting = self._execution.waiting()
-        awaits_mail = any(item.kind in ("signal", "child") for item in waiting)
-        if next_at is None and not awaits_mail:
-            self._execution.stuck("waits for something that no step, timer, signal or child can bring")
+        park = self._rest.park(core, self.steps, self.inputs, self._activation_us)
+        if park is not None:
+            self.engine.check_replay(self.row, self.spec, self._history, core)
+            self._leave(park)
+        elif core.ending is not None:
             self._ended(None)
-            return True
-        now = self.engine.now_us()
-        if next_at is not None and next_at - now <= self.engine.hold_us:
-            return False
-        states = self._steps.waiting()
-        awaited = sum(item.kind == "child" for item in waiting) or None
-        floor = now + 10 * self._activation_us if awaited else None
-        self.engine.check_replay(self.row, self.spec, self._history, self._execution)
-        shown = endings.waiting_for(waiting, states)
-        self._leave(
-            ParkOp(self.fence, self._inputs.seen, next_at, awaits_mail, shown, tuple(states.values()), awaited, floor)
-        )
-        return True
+        return self._state != "running"
 
-    def _schedule(self) -> None:
-        """Set the one in-memory timer of a held execution."""
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
-        next_at = self._next_event_at()
-        if next_at is not None:
-            delay = max(0.0, (next_at - self.engine.now_us()) / 1e6)
-            self._timer = self.engine.loop.call_later(min(delay, 3600.0), self._timer_fired)
-
-    def _timer_fired(self) -> None:
-        self._timer = None
+    def time_passed(self) -> None:
+        """Something is due by itself: a try of a step, a timer, or the workflow's own deadline."""
         if self._state == "running":
-            self._pending.extend(self._steps.due(self.engine.now_us()))
+            self._pending.extend(self.steps.due(self.engine.now_us()))
             self.settle()
 
     def wind_down(self, *, now: bool = False) -> None:
         """The worker stops: begin nothing more; leave when the bodies have ended, or at once."""
-        if self._state not in ("running", "escaping") or (self._steps.are_running and not now):
+        if self._state not in ("running", "escaping") or (self.steps.are_running and not now):
             return
         if self._verdict is not None:
             self._write_verdict()
         else:
-            self._give_back()
-
-    def _give_back(self) -> None:
-        """Let another worker, or a later claim, go on at once; steps between two tries keep their count and their time."""
-        states = tuple(self._steps.states())
-        if states:
-            self._leave(ParkOp(self.fence, self._inputs.seen, self.engine.now_us(), False, "[]", states))
-        else:
-            self._leave(ReleaseOp(self.fence))
+            self._leave(self._rest.give_back(self.steps, self.inputs))
 
     # ------------------------------------------------------------------ 6. end
 
@@ -473,10 +408,10 @@ class Runner:
             if type(command) is SetProgress:  # a workflow's last word, which no entry carries any more
                 self.submit(JournalOp(self.fence, progress=command.value))
         self._pending.clear()
-        self._steps.forget_waiting()
+        self.steps.forget_waiting()
         if self._verdict.is_final and tentative is None:
             self.engine.check_replay(self.row, self.spec, self._history, self._execution)
-        if not isinstance(ending, Raised) or not self._steps.are_running:
+        if not isinstance(ending, Raised) or not self.steps.are_running:
             self._write_verdict()
             return
         self._state = "escaping"  # let siblings in flight end and be recorded
@@ -487,10 +422,10 @@ class Runner:
         entry = self.new_entry(body.command.key, "step", result=result, body=body)
         self._last_seq = entry.seq
         self._history.append(entry)
-        self.submit(JournalOp(self.fence, (entry,), settled=self._steps.settled(entry.key), step=entry.key))
+        self.submit(JournalOp(self.fence, (entry,), settled=self.steps.settled(entry.key), step=entry.key))
 
     def _leave_if_quiet(self) -> None:
-        if not self._steps.are_running:
+        if not self.steps.are_running:
             self._write_verdict()
 
     def _write_verdict(self) -> None:
@@ -504,11 +439,11 @@ class Runner:
         self.submit(op)
 
     def _forget(self) -> None:
-        for timer in (self._timer, self._grace_timer):
-            if timer is not None:
-                timer.cancel()
-        self._timer = self._grace_timer = None
-        self._steps.drop()
+        self._rest.cancel()
+        if self._grace_timer is not None:
+            self._grace_timer.cancel()
+            self._grace_timer = None
+        self.steps.drop()
         self._pending.clear()
         if self._core is not None:
             self._core.close()

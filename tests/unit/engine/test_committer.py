@@ -237,6 +237,19 @@ async def test_after_an_unknown_commit_the_batch_is_written_as_a_retry_until_it_
     assert owner.told == [("a", APPLIED), ("b", APPLIED)]
 
 
+async def test_the_halves_of_a_batch_that_is_refused_after_an_unknown_commit_are_retries_too() -> None:
+    """Nobody knows which of them the lost commit has written already."""
+    store = FakeStore(OutcomeUnknown("cut"), *[poison("b")] * 3)
+    first, second = Teller(), Teller()
+    writer = committer(store)
+    put(writer, first, "a")
+    put(writer, second, "b")
+    await writer.stop()
+    assert store.writes == [["a", "b"], ["a", "b"], ["a"], ["b"]]
+    assert store.retries == [False, True, True, True]
+    assert first.told == [("a", APPLIED)]
+
+
 async def test_a_worker_keeps_its_batch_through_fatal_errors() -> None:
     """Without patience a full disk is waited out: the executions stay in memory."""
     store, owner = FakeStore(FatalStoreError("disk full"), FatalStoreError("disk full")), Teller()

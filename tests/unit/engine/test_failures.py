@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Self
 
 import msgspec
 import pytest
@@ -42,7 +42,7 @@ class Odd(Exception):
 class Picky(Exception):
     """Its `__new__` refuses what it does not know."""
 
-    def __new__(cls, code: int) -> Picky:
+    def __new__(cls, code: int) -> Self:
         return super().__new__(cls, code)
 
     def __init__(self, code: int) -> None:
@@ -68,9 +68,9 @@ def test_an_unlisted_error_comes_back_as_step_failed_with_its_words() -> None:
     record = describe(raised(lambda: ValueError("bad", 3)))
     error = rebuild_step(record, "charge#2")
     assert type(error) is StepFailed
-    assert (error.key, error.error_type, error.message) == ("charge#2", "ValueError", "('bad', 3)")
-    assert "test_failures.py" in error.traceback_text
-    assert "ValueError: ('bad', 3)" in error.traceback_text
+    assert (error.key, error.type_name, error.message) == ("charge#2", "ValueError", "('bad', 3)")
+    assert "test_failures.py" in error.traceback
+    assert "ValueError: ('bad', 3)" in error.traceback
 
 
 def test_a_listed_error_comes_back_as_itself() -> None:
@@ -188,7 +188,7 @@ def test_a_record_spoiled_by_hand_is_shown_and_harms_nobody(text: str) -> None:
     """It becomes an error that shows the text."""
     error = rebuild_step(text, "k")
     assert type(error) is StepFailed
-    assert (error.error_type, error.message) == ("Unreadable", text)
+    assert (error.type_name, error.message) == ("Unreadable", text)
     assert type(rebuild_workflow(text, "w")) is WorkflowFailed
 
 

@@ -147,7 +147,13 @@ def test_the_counter_is_that_of_the_load_not_of_the_claim() -> None:
 
 @pytest.mark.parametrize(
     ("timers", "deadline", "expected"),
-    [((), None, None), ((("t", 300),), None, 300), ((), 200, 200), ((("t", 300),), 200, 200), ((("t", 100),), 200, 100)],
+    [
+        ((), None, None),
+        ((("t", 300),), None, 300),
+        ((), 200, 200),
+        ((("t", 300),), 200, 200),
+        ((("t", 100),), 200, 100),
+    ],
 )
 def test_the_next_event_is_the_earlier_of_timer_and_deadline(
     timers: tuple[tuple[str, int], ...], deadline: int | None, expected: int | None

@@ -8,7 +8,7 @@ from typing import Any, cast
 
 import pytest
 
-from onward._engine.watching import POLL_S, OutcomeWatcher
+from onward._engine.watching import LINGER_S, POLL_S, OutcomeWatcher
 from onward._store.base import Store
 from onward._store.records import WorkflowRow
 from onward.errors import FatalStoreError, StoreError, TransientStoreError
@@ -51,11 +51,6 @@ def watching() -> tuple[FakeStore, OutcomeWatcher]:
     return store, OutcomeWatcher(cast("Store", store))
 
 
-async def a_moment() -> None:
-    """On this loop it takes none: the reader sees that nobody waits any more."""
-    await asyncio.sleep(0.01)
-
-
 def now() -> float:
     return asyncio.get_running_loop().time()
 
@@ -66,7 +61,7 @@ async def test_a_workflow_that_is_final_already_is_found_at_once() -> None:
     store.final.add("a")
     assert (await watcher.wait("a")).id == "a"
     assert now() == 0.0
-    await a_moment()
+    await watcher.close()
     assert store.listeners == []
 
 
@@ -79,7 +74,7 @@ async def test_a_hint_ends_the_wait_long_before_the_poll() -> None:
     store.commit("a")
     assert (await waiting).id == "a"
     assert now() == pytest.approx(POLL_S / 10, abs=0.001)
-    await a_moment()
+    await watcher.close()
 
 
 async def test_a_lost_hint_costs_one_poll() -> None:
@@ -90,7 +85,7 @@ async def test_a_lost_hint_costs_one_poll() -> None:
     store.final.add("a")
     await waiting
     assert POLL_S <= now() < POLL_S * 1.01
-    await a_moment()
+    await watcher.close()
 
 
 async def test_all_who_wait_share_one_reader() -> None:
@@ -105,7 +100,7 @@ async def test_all_who_wait_share_one_reader() -> None:
     rows = await asyncio.gather(*waiting)
     assert [found.id for found in rows] == names * 2
     assert store.looks == [names, names]
-    await a_moment()
+    await watcher.close()
     assert store.listeners == []
 
 
@@ -122,7 +117,7 @@ async def test_only_those_still_waited_for_are_read() -> None:
     await c
     await asyncio.gather(b, return_exceptions=True)
     assert store.looks == [["a", "b", "c"], ["a", "b", "c"], ["c"]]
-    await a_moment()
+    await watcher.close()
 
 
 async def test_one_waiter_that_gives_up_leaves_the_other_of_that_workflow_waiting() -> None:
@@ -134,23 +129,39 @@ async def test_one_waiter_that_gives_up_leaves_the_other_of_that_workflow_waitin
     await asyncio.gather(first, return_exceptions=True)
     store.commit("a")
     assert (await second).id == "a"
-    await a_moment()
+    await watcher.close()
 
 
-async def test_the_reader_ends_with_the_last_waiter_and_begins_again_with_the_next() -> None:
-    """Nobody reads for nobody, and no subscription is left."""
+async def test_the_reader_ends_some_time_after_the_last_waiter_and_begins_again_with_the_next() -> None:
+    """It lingers, reading nothing; then nobody subscribes for nobody."""
     store, watcher = watching()
     waiting = asyncio.ensure_future(watcher.wait("a"))
     await asyncio.sleep(0.1)
     waiting.cancel()
     await asyncio.gather(waiting, return_exceptions=True)
-    await a_moment()
+    looks = len(store.looks)
+    await asyncio.sleep(LINGER_S / 2)
+    assert len(store.listeners) == 1
+    await asyncio.sleep(LINGER_S + POLL_S)
     assert store.listeners == []
     assert len(asyncio.all_tasks()) == 1
+    assert len(store.looks) == looks
     store.final.add("b")
     assert (await watcher.wait("b")).id == "b"
-    await a_moment()
-    assert store.listeners == []
+    await watcher.close()
+
+
+async def test_a_wait_that_begins_while_the_reader_lingers_is_answered_at_once() -> None:
+    """By the same subscription."""
+    store, watcher = watching()
+    store.final.update(("a", "b"))
+    await watcher.wait("a")
+    await asyncio.sleep(LINGER_S / 2)
+    began = now()
+    await watcher.wait("b")
+    assert now() == pytest.approx(began, abs=0.001)
+    assert len(store.listeners) == 1
+    await watcher.close()
 
 
 async def test_a_wait_that_begins_while_the_reader_looks_is_not_overlooked() -> None:
@@ -164,7 +175,7 @@ async def test_a_wait_that_begins_while_the_reader_looks_is_not_overlooked() -> 
     assert now() < POLL_S / 10
     store.commit("a")
     await first
-    await a_moment()
+    await watcher.close()
 
 
 async def test_a_database_that_is_away_for_a_moment_is_asked_again() -> None:
@@ -174,7 +185,7 @@ async def test_a_database_that_is_away_for_a_moment_is_asked_again() -> None:
     store.final.add("a")
     assert (await watcher.wait("a")).id == "a"
     assert len(store.looks) == 2
-    await a_moment()
+    await watcher.close()
 
 
 async def test_a_database_that_cannot_be_used_is_told_to_everyone_who_waits() -> None:
@@ -183,7 +194,7 @@ async def test_a_database_that_cannot_be_used_is_told_to_everyone_who_waits() ->
     store.errors = [FatalStoreError("corrupt")]
     results = await asyncio.gather(watcher.wait("a"), watcher.wait("b"), return_exceptions=True)
     assert [str(error) for error in results] == ["corrupt", "corrupt"]
-    await a_moment()
+    await watcher.close()
     assert store.listeners == []
 
 
