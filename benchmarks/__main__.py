@@ -94,8 +94,8 @@ def write(results: list[Result], path: Path, scale: float, rounds: int) -> None:
         "Written by `make bench`; read the ratios, not the absolute numbers. The bare loop is `benchmarks/bare.py`: plain",
         "`sqlite3` writing the same rows in the same batches with the same durability, without leases, replay or steps.",
         "",
-        f"{datetime.now(UTC):%Y-%m-%d}, {os.cpu_count()} cores, {platform.system()} {platform.machine()}, "
-        f"CPython {platform.python_version()}, SQLite {sqlite3.sqlite_version}, `synchronous=FULL`; scale {scale:g}, "
+        f"{datetime.now(UTC):%Y-%m-%d}, {os.cpu_count()} cores, {platform.system()} {platform.machine()}:",
+        f"CPython {platform.python_version()}, SQLite {sqlite3.sqlite_version}, `synchronous=FULL`; scale {scale:g},",
         f"medians of {rounds} rounds.",
         "",
         "| measurement | value | unit | target | |",

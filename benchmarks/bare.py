@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import sqlite3
 import time
-import uuid
 from pathlib import Path
 
+from onward._engine.starts import new_seed, new_workflow_id
+
 BATCH = 200
+WORKER = new_seed()
 
 
 def connect(path: Path) -> sqlite3.Connection:
@@ -25,12 +27,13 @@ def connect(path: Path) -> sqlite3.Connection:
 def insert_pending(connection: sqlite3.Connection, count: int) -> list[str]:
     """Pending three-step workflows, as `start_many` leaves them."""
     now = time.time_ns() // 1000
-    ids = [str(uuid.uuid4()) for _ in range(count)]
+    ids = [new_workflow_id() for _ in range(count)]
     connection.execute("BEGIN IMMEDIATE")
     connection.executemany(
         "INSERT INTO onward_workflows (id, type, queue, priority, status, payload, digest, seed, max_attempts, next_run_at,"
-        " created_at, updated_at) VALUES (?, 'three', 'default', 0, 'pending', '{\"value\":1}', '0123456789abcdef', ?, 5, ?, ?, ?)",
-        [(id, uuid.uuid4().hex, now, now, now) for id in ids],
+        " created_at, updated_at)"
+        " VALUES (?, 'three', 'default', 0, 'pending', '{\"value\":1}', '0123456789abcdef', ?, 5, ?, ?, ?)",
+        [(id, new_seed(), now, now, now) for id in ids],
     )
     connection.execute("COMMIT")
     return ids
@@ -45,7 +48,7 @@ def drain_three(connection: sqlite3.Connection) -> float:
         ids = [
             row[0]
             for row in connection.execute(
-                "SELECT id FROM onward_workflows WHERE queue = 'default' AND priority = 0 AND next_run_at <= ?"
+                "SELECT id, payload, seed FROM onward_workflows WHERE queue = 'default' AND priority = 0 AND next_run_at <= ?"
                 " ORDER BY next_run_at, id LIMIT ?",
                 (now, BATCH),
             )
@@ -54,9 +57,9 @@ def drain_three(connection: sqlite3.Connection) -> float:
             connection.execute("COMMIT")
             return time.perf_counter() - started
         connection.executemany(
-            "UPDATE onward_workflows SET status = 'running', worker = 'w', epoch = epoch + 1, next_run_at = NULL,"
-            " started_at = ?, updated_at = ? WHERE id = ?",
-            [(now, now, id) for id in ids],
+            "UPDATE onward_workflows SET status = 'running', worker = ?, epoch = epoch + 1, next_run_at = NULL,"
+            " version = '1/3.11', code_version = '0123456789abcdef', started_at = ?, updated_at = ? WHERE id = ?",
+            [(WORKER, now, now, id) for id in ids],
         )
         connection.execute("COMMIT")
         for seq, key in enumerate(("add", "add#2", "add#3"), start=1):
@@ -70,8 +73,8 @@ def drain_three(connection: sqlite3.Connection) -> float:
             if seq == 3:
                 connection.executemany(
                     "UPDATE onward_workflows SET status = 'completed', result = '4', worker = NULL, step = 'add#3',"
-                    " finished_at = ?, updated_at = ? WHERE id = ? AND worker = 'w' AND epoch = 1",
-                    [(now, now, id) for id in ids],
+                    " finished_at = ?, updated_at = ? WHERE id = ? AND worker = ? AND epoch = 1",
+                    [(now, now, id, WORKER) for id in ids],
                 )
             connection.execute("COMMIT")
 

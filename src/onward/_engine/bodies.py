@@ -115,7 +115,8 @@ class Bodies:
         """Begin one try; `body.host` is told its end on this loop, never before this call has returned."""
         spec = body.command.spec
         if spec.is_async:
-            self._serving.start(body, getattr(spec.fn, "__code__", type(spec.fn)))  # closures of one code share it
+            kind = getattr(spec.fn, "__code__", None) or type(spec.fn).__qualname__  # closures of one code share it
+            self._serving.start(body, kind)
             return
         self.running.add(body)
         context = self._context.copy()

@@ -55,7 +55,8 @@ class Dispatcher:
         self._quarantine_since: float | None = None
         self._reconcile_at = 0.0
         self._adopt_at = 0.0
-        self._is_failing = False
+        self._failing: set[Callable[[], Awaitable[None]]] = set()
+        """Which of the two loops met a database that cannot be used: the other one's luck is no end of it."""
         self.is_stopping = False
 
     # ------------------------------------------------------------------ life
@@ -145,9 +146,9 @@ class Dispatcher:
         while True:
             try:
                 await work()
-                self._say_well()
+                self._say_well(work)
             except StoreError as error:
-                self._say_failing(error)
+                self._say_failing(work, error)
                 await asyncio.sleep(0.1 + 0.4 * self._engine.rng.random())
                 self._reconcile_at = 0.0
 
@@ -307,13 +308,14 @@ class Dispatcher:
             self._quarantine_since = (self._quarantine_since or engine.loop.time()) if is_due else None
 
     async def _mail_round(self) -> None:
-        """After a hint: read what is new for the executions in memory."""
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(POLL_S):
-                await self._mail_hint.wait()
-        self._mail_hint.clear()
-        if not self._held:
-            return
+        """After a hint, or after a while without one: read what is new for the executions in memory."""
+        is_due = False
+        while not is_due:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(POLL_S):
+                    await self._mail_hint.wait()
+            self._mail_hint.clear()
+            is_due = bool(self._held)
         engine = self._engine
         signals = await engine.store.signals(engine.worker_id)
         held = self._held
@@ -326,12 +328,12 @@ class Dispatcher:
             await self._read_mail(wanted)
         await asyncio.sleep(MAIL_INTERVAL_S)
 
-    def _say_failing(self, error: StoreError) -> None:
-        if not self._is_failing:
-            self._is_failing = True
+    def _say_failing(self, work: Callable[[], Awaitable[None]], error: StoreError) -> None:
+        if not self._failing:
             log.warning("the database cannot be used now; trying again until it can: %s", error)
+        self._failing.add(work)
 
-    def _say_well(self) -> None:
-        if self._is_failing:
-            self._is_failing = False
+    def _say_well(self, work: Callable[[], Awaitable[None]]) -> None:
+        if self._failing == {work}:
             log.info("the database can be used again")
+        self._failing.discard(work)

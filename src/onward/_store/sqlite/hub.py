@@ -1,8 +1,9 @@
 """Tells subscribers that something was committed: at once for commits of this process, within 20 ms for those of others.
 
 `publish` is called by every connection of this process right after a commit. While anyone is subscribed, one thread looks
-every 14 ms (every 3 ms for a while after a commit) whether the write-ahead log has changed, and if so asks `PRAGMA data_version` on a connection of its own: the
-number changes when any other connection, in any process, has committed. A hint only; nothing depends on it but latency.
+every 14 ms (every 3 ms for a while after a commit) whether the write-ahead log has changed, and if so asks `PRAGMA
+data_version` on a connection of its own: the number changes when any other connection, in any process, has committed. A
+hint only; nothing depends on it but latency.
 """
 
 from __future__ import annotations
