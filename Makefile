@@ -2,7 +2,7 @@
 # when pyproject.toml changes. Packages come from whatever index pip is set up for on this machine.
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check fmt bench docs build clean
+.PHONY: help demo test chaos check fmt bench docs build clean
 
 # The first Python >= 3.11 among these; name another with `make PYTHON=/path/to/python test`.
 PYTHON ?= $(shell for python in python3 python3.13 python3.12 python3.11 python3.14; do \
@@ -20,6 +20,9 @@ demo: $(STAMP) ## a data pipeline whose worker is killed half-way, and a welcome
 
 test: $(STAMP) ## the whole test suite, under 10 minutes (ARGS="-k word" to choose)
 	$(BIN)/pytest -n 2 --dist loadfile $(ARGS)
+
+chaos: $(STAMP) ## the fault suite at full length: every kill point, every N, longer random kills
+	ONWARD_LONG=1 $(BIN)/pytest tests/faults --timeout=900 $(ARGS)
 
 check: $(STAMP) ## format, lint, types and the rules of the layout
 	$(BIN)/ruff format --check $(CODE)

@@ -39,7 +39,8 @@ class CurrentWorkflow:
     Attributes:
         id: its id.
         type: its type name.
-        attempt: 1 at first; one more after each attempt that ended with an error.
+        attempt: 1 at first; one more after each attempt that ended with an error; 1 again once a step is recorded. For logs:
+            it differs between executions, so do not let it decide anything, nor pass it to a step.
         run: 0 at first; one more after each continuation as new.
         tags: what it was started with.
         replaying: whether this code runs to rebuild its state from the journal, and did run before.

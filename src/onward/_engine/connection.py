@@ -68,7 +68,8 @@ class Connection:
     async def close(self) -> None:
         """Write what is queued and close everything."""
         await self._watcher.close()
-        if self._opening is not None and self._opening.done() and self._opening.exception() is None:
+        opening = self._opening
+        if opening is not None and opening.done() and not opening.cancelled() and opening.exception() is None:
             await self.committer.stop()
         await self.store.close()
 

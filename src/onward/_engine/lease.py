@@ -122,7 +122,9 @@ class LeaseKeeper:
 
     def _beat_until_stopped(self, leases: Leases, worker_id: str, lease_us: int) -> None:
         renewed_at = time.monotonic()
-        while not self._stop.wait(BEAT_S):
+        pause_s = 0.0  # the first look for the dead is at once: after a crash it is often the restarted one that looks
+        while not self._stop.wait(pause_s):
+            pause_s = BEAT_S
             stuck_for = self._watch_loop()
             try:
                 now = time.monotonic()
