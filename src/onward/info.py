@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import Any, Literal
+from typing import Any
 
 import msgspec
 
@@ -176,11 +176,14 @@ class WorkflowInfo:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JournalEntry:
-    """One recorded entry. `struck` entries no longer count: their step was, or will be, tried again."""
+    """One recorded entry. `struck` entries no longer count: their step was, or will be, tried again.
+
+    `kind` is one of step, timer, signal, child, start, cancel, timeout, patch and attempt.
+    """
 
     seq: int
     key: str
-    kind: Literal["step", "timer", "signal", "child", "start", "cancel", "timeout", "patch", "attempt"]
+    kind: str
     arguments: str | None
     result: Any
     error: ErrorInfo | None

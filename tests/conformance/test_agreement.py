@@ -90,7 +90,9 @@ operations: st.SearchStrategy[Op] = st.one_of(
         st.none() | times,
     ),
     st.builds(FinishOp, fences, st.just("completed"), st.just("1")),
-    st.builds(FinishOp, fences, st.sampled_from(["failed", "cancelled"]), st.none(), errors),
+    st.builds(
+        FinishOp, fences, st.sampled_from(["failed", "cancelled"]), st.none(), errors, st.just(False), st.booleans()
+    ),
     st.builds(
         FailAttemptOp,
         fences,
@@ -110,8 +112,10 @@ actions: st.SearchStrategy[tuple[str, Any]] = st.one_of(
     st.tuples(st.just("write"), operations),
     st.tuples(st.just("write"), operations),
     st.tuples(st.just("write again"), operations),
-    st.tuples(st.just("claim"), st.tuples(st.sampled_from(["w0", "w1"]), st.booleans())),
-    st.tuples(st.just("claim"), st.tuples(st.just("w0"), st.just(False))),
+    st.tuples(
+        st.just("claim"), st.tuples(st.sampled_from(["w0", "w1"]), st.booleans(), st.sampled_from(["c1", "v1", "v2"]))
+    ),
+    st.tuples(st.just("claim"), st.tuples(st.just("w0"), st.just(False), st.just("c1"))),
     st.tuples(st.just("advance"), st.sampled_from([0.5, 1, 5])),
     st.tuples(st.just("reconcile"), st.lists(st.tuples(ids, st.integers(1, 3)), max_size=2)),
     st.tuples(st.just("adopt"), st.sampled_from(["v1", "v2"])),
@@ -121,9 +125,9 @@ actions: st.SearchStrategy[tuple[str, Any]] = st.one_of(
 PROLOGUE: list[tuple[str, Any]] = [
     ("write", StartOp(new("a"))),
     ("write", StartOp(new("b"))),
-    ("claim", ("w0", False)),
+    ("claim", ("w0", False, "c1")),
     ("write", start_op("a/c", "d1", "1", Fence("a", HELD, 1), True, 0)),
-    ("claim", ("w1", False)),
+    ("claim", ("w1", False, "c1")),
 ]
 
 
@@ -140,8 +144,8 @@ async def act(world: World, store: Store, kind: str, argument: Any) -> object:
             except StoreConflict:
                 return "conflict"
         case "claim":
-            worker, alone = argument
-            return await store.claim(request(worker, limit=2, alone=alone))
+            worker, alone, code_version = argument
+            return await store.claim(request(worker, limit=2, alone=alone, code_version=code_version))
         case "advance":
             world.clock.advance(argument)
             return None
@@ -167,7 +171,7 @@ async def picture(store: Store) -> object:
         )
         for one in await store.load(IDS)
     ]
-    due = await store.next_due(["default"], ["flow"])
+    due = [await store.next_due(["default"], ["flow"], code, only) for code in ("c1", "v1") for only in (None, IDS)]
     return rows, journals, loaded, due, await store.counts()
 
 

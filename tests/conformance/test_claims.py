@@ -7,7 +7,7 @@ from dataclasses import astuple, dataclass
 
 import pytest
 
-from onward._store.operations import APPLIED, FailAttemptOp, Fence, ParkOp, ReleaseOp, SignalOp
+from onward._store.operations import APPLIED, CancelOp, FailAttemptOp, Fence, ParkOp, ReleaseOp, SignalOp
 from tests.conformance.support import (
     SECOND,
     T0,
@@ -129,7 +129,7 @@ async def test_a_newer_journal_format_is_left_for_newer_workers(world: World) ->
     fence = await started_and_claimed_with(world, version="2/3.14")
     await one(store, ReleaseOp(fence))
     assert await store.claim(request(version="1/3.14")) == []
-    assert await store.next_due(["default"], ["flow"]) is None
+    assert await store.next_due(["default"], ["flow"], "c1") is None
     assert [one.id for one in await store.claim(request(version="2/3.14"))] == ["a"]
 
 
@@ -159,9 +159,9 @@ async def test_a_row_that_crashed_twice_is_claimed_alone_only(world: World) -> N
     await start(store, "b", run_at=T0 - 1)
     await crash(world, 2)
     assert (await row(store)).crashes == 2
-    assert await store.next_due(["default"], ["flow"], alone=True) == T0
+    assert await store.next_due(["default"], ["flow"], "c1", alone=True) == T0
     assert [one.id for one in await store.claim(request())] == ["b"]
-    assert await store.next_due(["default"], ["flow"]) is None
+    assert await store.next_due(["default"], ["flow"], "c1") is None
     assert [(one.id, one.crashes) for one in await store.claim(request(alone=True))] == [("a", 2)]
 
 
@@ -245,25 +245,25 @@ class _Due:
 async def test_next_due_is_the_earliest_claimable_time_due_or_not(world: World) -> None:
     store = await world.open()
     world.worker(store)
-    assert await store.next_due(["default"], ["flow"]) is None
+    assert await store.next_due(["default"], ["flow"], "c1") is None
     rows = [_Due("default", "flow", T0 + 9), _Due("second", "flow", T0 + 5), _Due("default", "other", T0 + 1)]
     for number, due in enumerate(rows):
         queue, kind, run_at = astuple(due)
         await start(store, f"x{number}", queue=queue, type=kind, run_at=run_at, priority=number)
-    assert await store.next_due(["default"], ["flow"]) == T0 + 9
-    assert await store.next_due(["default", "second"], ["flow"]) == T0 + 5
-    assert await store.next_due(["default", "second"], ["flow", "other"]) == T0 + 1
-    assert await store.next_due(["default", "second"], ["flow"], only=["x0"]) == T0 + 9
-    assert await store.next_due(["default"], ["flow"], only=["x1"]) is None
+    assert await store.next_due(["default"], ["flow"], "c1") == T0 + 9
+    assert await store.next_due(["default", "second"], ["flow"], "c1") == T0 + 5
+    assert await store.next_due(["default", "second"], ["flow", "other"], "c1") == T0 + 1
+    assert await store.next_due(["default", "second"], ["flow"], "c1", only=["x0"]) == T0 + 9
+    assert await store.next_due(["default"], ["flow"], "c1", only=["x1"]) is None
 
 
 async def test_running_and_waiting_rows_without_a_time_are_not_due(world: World) -> None:
     store = await world.open()
     world.worker(store)
     fence = await started_and_claimed(store)
-    assert await store.next_due(["default"], ["flow"]) is None
+    assert await store.next_due(["default"], ["flow"], "c1") is None
     await one(store, park(fence))
-    assert await store.next_due(["default"], ["flow"]) is None
+    assert await store.next_due(["default"], ["flow"], "c1") is None
     assert await store.claim(request()) == []
 
 
@@ -272,7 +272,7 @@ async def test_a_waiting_row_with_a_time_out_is_claimed_when_it_is_due(world: Wo
     world.worker(store)
     fence = await started_and_claimed(store)
     await one(store, ParkOp(fence, 0, T0 + SECOND, True, "[]", awaited=3, wake_floor=T0))
-    assert await store.next_due(["default"], ["flow"]) == T0 + SECOND
+    assert await store.next_due(["default"], ["flow"], "c1") == T0 + SECOND
     assert await store.claim(request()) == []
     world.clock.advance(1)
     [claimed] = await store.claim(request())
@@ -319,6 +319,71 @@ async def test_only_the_rows_that_others_could_not_replay_are_adopted(world: Wor
         await one(store, ReleaseOp(fence, 300 * SECOND, None, version))
     assert await store.adopt_diverged("v1") == 1
     assert [found.id for found in await store.claim(request())] == ["v2"]
+
+
+async def test_a_diverged_row_is_kept_from_that_code_version_until_its_back_off_ends(world: World) -> None:
+    store = await world.open()
+    world.worker(store)
+    fence = await started_and_claimed(store)
+    await one(store, ReleaseOp(fence, 300 * SECOND, None, "v1"))
+    assert await store.adopt_diverged("v2") == 1
+    for only in (None, ("a",)):
+        assert await store.claim(request(code_version="v1", only=only)) == []
+        assert await store.next_due(["default"], ["flow"], "v1", only) == T0 + 300 * SECOND
+        assert await store.next_due(["default"], ["flow"], "v2", only) == T0
+    [claimed] = await store.claim(request(code_version="v2"))
+    await one(store, ReleaseOp(fence_of(claimed)))  # v2 stops: v1 is held back still
+    world.clock.advance(299)
+    assert await store.claim(request(code_version="v1")) == []
+    world.clock.advance(1)
+    assert [one.id for one in await store.claim(request(code_version="v1"))] == ["a"]
+
+
+async def test_each_code_version_that_diverged_has_a_back_off_of_its_own(world: World) -> None:
+    store = await world.open()
+    world.worker(store)
+    odd = 'v"2.\\$'
+    fence = await started_and_claimed(store)
+    await one(store, ReleaseOp(fence, 10 * SECOND, None, "v1"))
+    assert await store.adopt_diverged(odd) == 1
+    await one(store, ReleaseOp(await claim_one(store, code_version=odd), 300 * SECOND, None, odd))
+    assert await store.adopt_diverged(odd) == 0
+    assert await store.adopt_diverged("v3") == 1
+    world.clock.advance(10)
+    assert await store.claim(request(code_version=odd)) == []
+    assert await store.next_due(["default"], ["flow"], odd) == T0 + 300 * SECOND
+    assert await store.next_due(["default"], ["flow"], odd, alone=True) is None
+    assert await store.next_due(["default"], ["other"], odd) is None
+    assert await store.next_due(["other"], ["flow"], odd) is None
+    assert [claimed.divergences for claimed in await store.claim(request(code_version="v1"))] == [2]
+
+
+async def test_a_wake_does_not_give_a_diverged_row_to_code_that_is_held_back(world: World) -> None:
+    store = await world.open()
+    world.worker(store)
+    await start(store, "other", run_at=T0 + 50 * SECOND)
+    fence = await started_and_claimed(store)
+    await one(store, ReleaseOp(fence, 300 * SECOND, None, "v1"))
+    await one(store, CancelOp("a"))
+    assert (await row(store)).next_run_at == T0
+    assert await store.claim(request(code_version="v1")) == []
+    assert await store.next_due(["default"], ["flow"], "v1") == T0 + 50 * SECOND
+    assert [one.id for one in await store.claim(request(code_version="v2"))] == ["a"]
+
+
+async def test_the_first_claim_sets_the_deadline_and_no_later_one_moves_it(world: World) -> None:
+    store = await world.open()
+    world.worker(store)
+    await start(store, timeout_us=60 * SECOND)
+    world.clock.advance(3600)
+    [claimed] = await store.claim(request())
+    assert claimed.deadline == claimed.started_at + 60 * SECOND == T0 + 3660 * SECOND
+    await one(store, ReleaseOp(fence_of(claimed)))
+    world.clock.advance(30)
+    for only in (None, ("a",)):
+        [again] = await store.claim(request(only=only))
+        assert (again.deadline, (await row(store)).deadline) == (claimed.deadline, claimed.deadline)
+        await one(store, ReleaseOp(fence_of(again)))
 
 
 async def test_an_accepted_history_forgets_its_divergences(world: World) -> None:

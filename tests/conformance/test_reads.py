@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+from typing import cast
 
 import pytest
 
 from onward._store.operations import CancelOp, SignalOp, StartOp
-from onward._store.records import Filter
+from onward._store.records import EntryKind, Filter
 from onward.errors import StoreError
 from tests.conformance.support import (
     SECOND,
@@ -134,6 +135,14 @@ async def test_now_never_falls(world: World) -> None:
     assert store.now_us() == before
     await start(store)
     assert (await row(store)).created_at == before
+
+
+async def test_a_journal_is_shown_as_it_stands_with_kinds_that_nobody_knows(world: World) -> None:
+    store = await world.open()
+    world.worker(store)
+    fence = await started_and_claimed(store)
+    await record(store, fence, entry(1), entry(2, kind=cast(EntryKind, "nonsense")))
+    assert [one.kind for one in await store.journal("a")] == ["step", "nonsense"]
 
 
 async def test_a_subscriber_hears_of_commits_of_every_store(world: World) -> None:

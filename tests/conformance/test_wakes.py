@@ -337,8 +337,28 @@ async def test_retrying_a_failed_workflow_makes_it_pending_and_clears_its_outcom
     found = await row(store)
     assert (found.status, found.next_run_at, found.attempts, found.crashes) == ("pending", T0 + SECOND, 0, 0)
     assert (found.error, found.finished_at, found.cancel_requested_at) == (None, None, None)
-    assert found.deadline == T0 + 101 * SECOND
     assert [one.struck for one in await store.journal("a")] == [False] * 4
+
+
+async def test_retrying_a_failed_workflow_gives_it_a_new_deadline_from_its_next_claim_on(world: World) -> None:
+    store = await failed(world, ERROR)
+    assert (await row(store)).deadline == T0 + 100 * SECOND
+    await one(store, RetryOp("a"))
+    assert (await row(store)).deadline is None
+    world.clock.advance(500)
+    [claimed] = await store.claim(request())
+    assert (claimed.started_at, claimed.deadline) == (T0, T0 + 600 * SECOND)
+    assert (await row(store)).deadline == claimed.deadline
+
+
+async def test_an_operators_retry_lets_code_that_diverged_try_at_once(world: World) -> None:
+    store = await world.open()
+    world.worker(store)
+    fence = await started_and_claimed(store)
+    await one(store, ReleaseOp(fence, 300 * SECOND, ERROR, "c1"))
+    assert await one(store, RetryOp("a")) == APPLIED
+    assert await store.next_due(["default"], ["flow"], "c1") == T0
+    assert [claimed.divergences for claimed in await store.claim(request())] == [1]
 
 
 async def test_retry_strikes_out_from_the_entry_that_made_the_failure_certain(world: World) -> None:

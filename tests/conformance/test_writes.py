@@ -211,6 +211,17 @@ async def test_finish_writes_the_one_outcome_and_clears_what_is_no_longer_needed
     assert await store.claim(request()) == []
 
 
+@pytest.mark.parametrize("spends", [True, False])
+async def test_an_end_counts_as_a_failed_attempt_where_it_says_so(world: World, spends: bool) -> None:
+    store = await world.open()
+    world.worker(store)
+    fence = await started_and_claimed(store)
+    await one(store, FailAttemptOp(fence, ERROR, 0))
+    end = FinishOp(await claim_one(store), "failed", error=ERROR, spends_attempt=spends)
+    assert [await one(store, end, retry=retry) for retry in (False, True)] == [APPLIED, APPLIED]
+    assert (await row(store)).attempts == 1 + spends
+
+
 # --- fences and the prefix rule ---
 
 

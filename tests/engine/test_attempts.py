@@ -32,7 +32,8 @@ async def test_an_escaping_error_is_one_attempt_with_a_back_off_and_the_last_one
             lab.clock.advance(60 * minutes)
         with pytest.raises(WorkflowFailed, match="a bug") as caught:
             await handle.result(timeout=10)
-        assert (await handle.info()).status == "failed"
+        info = await handle.info()
+        assert (info.status, info.attempts) == ("failed", 3)
     assert caught.value.type_name == "ValueError"
     assert "raise ValueError" in caught.value.traceback
     assert attempts[0] == 1
@@ -192,6 +193,7 @@ async def test_an_error_that_cleanup_depends_on_fails_the_workflow_at_once(lab: 
             await handle.result(timeout=10)
         assert keys(await handle.journal()) == ["charge", "refund"]
         assert bodies == ["charge", "refund"]
+        assert (await handle.info()).attempts == 1
 
 
 async def test_an_operators_retry_truncates_before_the_error_that_forced_the_failure(lab: Lab) -> None:
@@ -337,8 +339,10 @@ async def test_fail_in_a_workflow_fails_it_at_once(lab: Lab) -> None:
         raise Fail("no such customer")
 
     async with lab.running(flow) as client:
+        handle = await client.start(flow)
         with pytest.raises(WorkflowFailed, match="no such customer"):
-            await (await client.start(flow)).result(timeout=10)
+            await handle.result(timeout=10)
+        assert (await handle.info()).attempts == 1
     assert attempts == [1] or lab.mode.checks_replay
 
 

@@ -240,6 +240,25 @@ async def test_the_workflows_own_timeout_ends_it_where_it_waits(lab: Lab) -> Non
         assert keys(await handle.journal()) == ["timeout"]
 
 
+async def test_a_workflow_that_was_queued_for_longer_than_its_timeout_has_all_of_it_left(lab: Lab) -> None:
+    @workflow
+    async def flow() -> None:
+        await approved.wait()
+
+    async with lab.client() as client:
+        handle = await client.start(flow.using(timeout=60))
+        lab.clock.advance(3600)
+        assert (await handle.info()).deadline is None
+        async with lab.working(flow):
+            info = await lab.parked(handle, on="signal")
+            assert info.deadline is not None and info.started_at is not None
+            assert info.deadline - info.started_at == timedelta(seconds=60)
+            lab.clock.advance(61)
+            with pytest.raises(WorkflowTimedOut):
+                await handle.result(timeout=10)
+            assert (await handle.info()).attempts == 0
+
+
 async def test_the_workflows_own_timeout_lets_it_clean_up_and_cancels_its_running_step(lab: Lab) -> None:
     begun, told = asyncio.Event(), asyncio.Event()
     bodies: list[str] = []

@@ -7,7 +7,8 @@ import asyncio
 import pytest
 
 from onward import Signal, Workflow, current, log, patched, random, step, uuid4, workflow
-from tests.engine.support import Lab, keys
+from onward._store.records import Claimed, ClaimRequest
+from tests.engine.support import Lab, engine_of, keys, wait_for
 
 go = Signal("go", int)
 
@@ -89,6 +90,48 @@ async def test_code_of_the_same_version_tries_again_with_a_growing_back_off(lab:
                 waits.append(round((info.next_run_at - info.updated_at).total_seconds()))
                 lab.clock.advance(waits[-1])
     assert waits == [1, 2, 4]
+
+
+async def test_code_that_diverged_never_gets_the_row_before_its_back_off_ends_while_other_code_runs(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with lab.client() as client:
+        async with lab.working(original, code_version="v1"):
+            handle = await client.start(original)
+            await lab.parked(handle, on="go")
+        await client.signal(handle, go, 41)
+        async with lab.working(changed_step, code_version="v2") as misfit:
+            for number in range(5):  # the fifth back-off is 16 s
+
+                async def is_put_back(number: int = number) -> bool:
+                    info = await lab.info(handle)
+                    return info.next_run_at is not None and info.next_run_at > lab.clock.now()
+
+                await lab.until(is_put_back)
+                if number < 4:
+                    lab.clock.advance(2**number)
+            looks: list[int] = []
+            looked = asyncio.Event()
+            store = engine_of(misfit).store
+            claim = store.claim
+
+            async def seen(request: ClaimRequest) -> list[Claimed]:
+                rows = await claim(request)
+                looks.append(len(rows))
+                looked.set()
+                return rows
+
+            monkeypatch.setattr(store, "claim", seen)
+            for other_version in ("v3", "v4"):  # each makes the row due, and cannot take it
+                assert await lab.store.adopt_diverged(other_version) >= (other_version == "v3")
+                for _ in range(2):  # a look that began before may end first
+                    looked.clear()
+                    engine_of(misfit).dispatcher.poke()
+                    await wait_for(looked)
+            async with lab.working(original, code_version="v1"):
+                assert await handle.result(timeout=10) == 42
+            assert sum(looks) == 0
+            assert len(looks) < 100  # or it has looked again and again for what it cannot have
 
 
 async def test_changes_after_the_recorded_point_are_free(lab: Lab) -> None:

@@ -169,7 +169,9 @@ class Dispatcher:
         options = self._engine.options
         delay = POLL_S
         if len(self._held) < options.slots and not self._is_alone and not self._drains_for_quarantine():
-            due = await self._engine.store.next_due(self._queues, self._types, self._only_ids())
+            due = await self._engine.store.next_due(
+                self._queues, self._types, self._engine.code_version, self._only_ids()
+            )
             if due is not None:
                 delay = min(POLL_S, max(0.0, (due - self._engine.now_us()) / 1e6))
                 if not self._engine.lease.holds:
@@ -303,7 +305,9 @@ class Dispatcher:
         for workflow_id in await engine.store.reconcile(engine.worker_id, held):
             log.warning("workflow %s was not really held; released", workflow_id, extra={"workflow_id": workflow_id})
         if self._held:
-            due = await engine.store.next_due(self._queues, self._types, self._only_ids(), alone=True)
+            due = await engine.store.next_due(
+                self._queues, self._types, engine.code_version, self._only_ids(), alone=True
+            )
             is_due = due is not None and due <= engine.now_us()
             self._quarantine_since = (self._quarantine_since or engine.loop.time()) if is_due else None
 

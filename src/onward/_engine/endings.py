@@ -95,9 +95,8 @@ def _judge_error(
     engine.tell_error(runner, error, is_final=is_certain or is_last)
     if is_certain or is_last:
         first = min(recorded) if recorded else None
-        return Verdict(
-            runner.fence, FinishOp(runner.fence, "failed", error=describe(error, runner.spec.raises, seq=first))
-        )
+        record = describe(error, runner.spec.raises, seq=first)
+        return Verdict(runner.fence, FinishOp(runner.fence, "failed", error=record, spends_attempt=True))
     backoff = runner.spec.backoff
     wait = workflow_backoff(attempt) if backoff is None else backoff.delay_before(attempt + 1, engine.rng)
     engine.log.warning(

@@ -143,8 +143,10 @@ class Store(Reads, Protocol):
     async def claim(self, request: ClaimRequest) -> list[Claimed]:
         """Atomically take up to `limit` due rows of one queue, best priority first, then by (next_run_at, id): `running`,
         `worker`, epoch + 1, `next_run_at`, `waiting_for` null; `started_at`, `version` and `code_version` are set by the
-        first claim only. Rows locked by others are skipped. Nothing is claimed for a worker that is dead or not
-        registered. After an unknown commit the rows come back through `reconcile`.
+        first claim only, and so is `deadline` (its time + `timeout_us`), by the first one after an operator's retry anew.
+        Rows locked by others are skipped, and so are those that `request.code_version` could not replay, until its
+        back-off (`ReleaseOp.diverged_by`) ends. Nothing is claimed for a worker that is dead or not registered. After an
+        unknown commit the rows come back through `reconcile`.
         """
         ...
 
@@ -161,10 +163,17 @@ class Store(Reads, Protocol):
         ...
 
     async def next_due(
-        self, queues: Sequence[str], types: Sequence[str], only: Sequence[str] | None = None, *, alone: bool = False
+        self,
+        queues: Sequence[str],
+        types: Sequence[str],
+        code_version: str,
+        only: Sequence[str] | None = None,
+        *,
+        alone: bool = False,
     ) -> int | None:
-        """The earliest `next_run_at` among the rows that `claim` with the same `only` and `alone` could take, due or not;
-        None if there is none."""
+        """The earliest `next_run_at` among the rows that `claim` with the same `code_version`, `only` and `alone` could
+        take, due or not; None if there is none. A row that is due, but held back from this code version after a
+        divergence, counts with the end of that back-off: what is reported as due, `claim` gives."""
         ...
 
     async def reconcile(self, worker_id: str, held: Sequence[tuple[str, int]]) -> list[str]:

@@ -280,10 +280,16 @@ class CodedStore:
         return await self._inner.signals(worker_id)
 
     async def next_due(
-        self, queues: Sequence[str], types: Sequence[str], only: Sequence[str] | None = None, *, alone: bool = False
+        self,
+        queues: Sequence[str],
+        types: Sequence[str],
+        code_version: str,
+        only: Sequence[str] | None = None,
+        *,
+        alone: bool = False,
     ) -> int | None:
-        """The earliest next_run_at among claimable rows."""
-        return await self._inner.next_due(queues, types, only, alone=alone)
+        """The earliest time at which a row is claimable."""
+        return await self._inner.next_due(queues, types, code_version, only, alone=alone)
 
     async def reconcile(self, worker_id: str, held: Sequence[tuple[str, int]]) -> builtins.list[str]:
         """Release what this worker has and does not hold."""

@@ -77,7 +77,8 @@ class FinishOp(msgspec.Struct, frozen=True):
 
     The end goes as kind `child` into the mailbox of the parent and of every `waiters` row, and wakes them; unread mail,
     retry states and waiters of the workflow are deleted. `cancels_children`: every child that has not ended is cancelled
-    in the same transaction, in order of id, as by `CancelOp`. → `Applied` | `LeaseLost`
+    in the same transaction, in order of id, as by `CancelOp`. `spends_attempt`: an escaping error ended it, attempts + 1.
+    → `Applied` | `LeaseLost`
     """
 
     fence: Fence
@@ -85,6 +86,7 @@ class FinishOp(msgspec.Struct, frozen=True):
     result: str | None = None
     error: str | None = None
     cancels_children: bool = False
+    spends_attempt: bool = False
 
 
 class FailAttemptOp(msgspec.Struct, frozen=True):
@@ -106,8 +108,9 @@ class FailAttemptOp(msgspec.Struct, frozen=True):
 class ReleaseOp(msgspec.Struct, frozen=True):
     """Give the row back without spending anything: `pending` after `delay_us`, `worker` null.
 
-    `diverged_by` names the code version that could not replay it, `error` says why, `divergences` is then raised by one; a
-    worker of another code version may pull such a row forward (`Store.adopt_diverged`). → `Applied` | `LeaseLost`
+    `diverged_by` names the code version that could not replay it, `error` says why, `divergences` is then raised by one. No
+    claim for that code version gets the row before `delay_us` has passed, whoever pulls it forward meanwhile: a worker of
+    another code version may (`Store.adopt_diverged`). → `Applied` | `LeaseLost`
     """
 
     fence: Fence
@@ -139,8 +142,9 @@ class CancelOp(msgspec.Struct, frozen=True):
 class RetryOp(msgspec.Struct, frozen=True):
     """An operator's retry of a failed or cancelled workflow: `pending` now, counters 0, outcome and cancel request cleared.
 
-    Entries from `error.seq` on (or from the first cancel or timeout entry) are struck out. A workflow that is backing off
-    runs now instead. → `Applied` | `NotFound` | `AlreadyFinal` (completed)
+    Entries from `error.seq` on (or from the first cancel or timeout entry) are struck out, and its next claim sets a new
+    deadline. A workflow that is backing off, after a divergence too, runs now instead.
+    → `Applied` | `NotFound` | `AlreadyFinal` (completed)
     """
 
     workflow_id: str

@@ -223,11 +223,11 @@ class WorkflowRow(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class JournalRow(msgspec.Struct, frozen=True, kw_only=True):
-    """A journal entry as people read it, struck-out ones included."""
+    """A journal entry as people read it, struck-out ones included; `kind` as it stands, spoiled by hand or not."""
 
     seq: int
     key: str
-    kind: EntryKind
+    kind: str
     digest: str | None
     arguments: str | None
     result: str | None

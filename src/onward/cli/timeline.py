@@ -218,6 +218,8 @@ def _outcome(entry: JournalEntry) -> str:
             return "child started"
         case "patch":
             return "marked"
+        case _:  # spoiled by hand
+            return json_line(entry.result)
 
 
 def _indented(text: str) -> Iterator[str]:

@@ -19,8 +19,6 @@ STATEMENTS = {
 }
 # Whole tables that are small (workers) or asked by people, rarely.
 SCANS = {
-    "claims.adopt_diverged": {"onward_workflows"},  # by the partial index of diverged rows: a handful
-    "claims.is_any_diverged": {"onward_workflows"},
     "leases.other_workers": {"onward_workers"},
     "leases.forget_dead": {"onward_workers"},
     "reads.list_workers": {"onward_workers"},
@@ -31,7 +29,9 @@ INDEXES = {
     "claims.select_due": "onward_workflows_due (queue=? AND priority=? AND next_run_at<?)",
     "claims.next_due": "onward_workflows_due (queue=? AND priority=?",
     "claims.not_held": "onward_workflows_held (worker=?)",
-    "claims.adopt_diverged": "onward_workflows_diverged",
+    "claims.next_held_back": "onward_workflows_diverged (next_run_at<?)",
+    "claims.adopt_diverged": "onward_workflows_diverged (next_run_at>?)",
+    "claims.is_any_diverged": "onward_workflows_diverged (next_run_at>?)",
     "wakes.read_signals": "onward_workflows_held (worker=?)",
     "wakes.read_mail": "onward_mailbox_unread (workflow_id=? AND id>?)",
     "wakes.known_tokens": "(workflow_id=? AND token=?)",

@@ -16,7 +16,7 @@ class Row:
     created_at: int
     updated_at: int
     next_run_at: int | None
-    deadline: int | None
+    deadline: int | None = None
     status: Status = "pending"
     result: str | None = None
     error: str | None = None
@@ -32,7 +32,8 @@ class Row:
     awaited: int | None = None
     wake_floor: int | None = None
     divergences: int = 0
-    diverged_by: tuple[str, ...] = ()
+    diverged_by: dict[str, int] = field(default_factory=dict)
+    """Until when each code version that could not replay it is held back."""
     version: str | None = None
     code_version: str | None = None
     cancel_requested_at: int | None = None
@@ -65,6 +66,7 @@ class Row:
             tokens=self.tokens.copy(),
             retries=self.retries.copy(),
             waiters=self.waiters.copy(),
+            diverged_by=self.diverged_by.copy(),
         )
 
     def last_step(self) -> str | None:

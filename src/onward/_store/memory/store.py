@@ -96,7 +96,7 @@ class MemoryStore:
 
     async def claim(self, request: ClaimRequest) -> list[Claimed]:
         """Take due rows."""
-        with self._open_database(is_write=True) as database:
+        with self._open_database() as database:
             worker = database.workers.get(request.worker)
             if worker is None or worker.is_dead:
                 return []
@@ -107,6 +107,7 @@ class MemoryStore:
                 if row.next_run_at is not None
                 and row.next_run_at <= now
                 and row.new.queue == request.queue
+                and row.diverged_by.get(request.code_version, 0) <= now
                 and _fits(row, request.types, request.only, request.alone, journal_format)
             ]
             due.sort(key=lambda row: (row.new.priority, row.next_run_at, row.new.id))
@@ -117,8 +118,12 @@ class MemoryStore:
                 row.epoch += 1
                 row.updated_at = now
                 row.started_at = row.started_at if row.started_at is not None else now
+                if row.deadline is None and row.new.timeout_us is not None:
+                    row.deadline = now + row.new.timeout_us
                 row.version = row.version if row.version is not None else request.version
                 row.code_version = row.code_version if row.code_version is not None else request.code_version
+            if taken:
+                database.publish()
             return [row.as_claimed() for row in taken]
 
     async def load(self, workflow_ids: Sequence[str]) -> list[Loaded]:
@@ -151,12 +156,19 @@ class MemoryStore:
             ]
 
     async def next_due(
-        self, queues: Sequence[str], types: Sequence[str], only: Sequence[str] | None = None, *, alone: bool = False
+        self,
+        queues: Sequence[str],
+        types: Sequence[str],
+        code_version: str,
+        only: Sequence[str] | None = None,
+        *,
+        alone: bool = False,
     ) -> int | None:
-        """The earliest next_run_at among claimable rows."""
+        """The earliest time at which a row is claimable."""
         with self._open_database() as database:
+            now = self.now_us()
             times = [
-                row.next_run_at
+                _due_at(row, row.next_run_at, code_version, now)
                 for row in database.rows.values()
                 if row.next_run_at is not None
                 and row.new.queue in queues
@@ -166,16 +178,18 @@ class MemoryStore:
 
     async def reconcile(self, worker_id: str, held: Sequence[tuple[str, int]]) -> list[str]:
         """Release what this worker has and does not hold."""
-        with self._open_database(is_write=True) as database:
+        with self._open_database() as database:
             mine = [row for row in database.rows.values() if row.worker == worker_id]
             lost = [row for row in mine if (row.new.id, row.epoch) not in held]
             for row in lost:
                 give_back(row, self.now_us())
+            if lost:
+                database.publish()
             return [row.new.id for row in lost]
 
     async def adopt_diverged(self, code_version: str) -> int:
         """Make rows due that this code version has not tried yet."""
-        with self._open_database(is_write=True) as database:
+        with self._open_database() as database:
             now = self.now_us()
             rows = [
                 row
@@ -187,6 +201,8 @@ class MemoryStore:
             ]
             for row in rows:
                 row.next_run_at = row.updated_at = now
+            if rows:
+                database.publish()
             return len(rows)
 
     def subscribe(self, notify: Callable[[], None]) -> Callable[[], None]:
@@ -270,6 +286,12 @@ def _fits(row: Row, types: Sequence[str], only: Sequence[str] | None, alone: boo
         and (row.crashes >= QUARANTINE_CRASHES) == alone
         and (row.version is None or int(row.version.partition("/")[0]) <= journal_format)
     )
+
+
+def _due_at(row: Row, next_run_at: int, code_version: str, now: int) -> int:
+    """When this code version may claim the row: one that is due may be held back from it after a divergence."""
+    held_until = row.diverged_by.get(code_version, 0)
+    return held_until if next_run_at <= now < held_until else next_run_at
 
 
 def _matches(row: Row, filter: Filter) -> bool:

@@ -117,6 +117,7 @@ class Transaction:
             case ParkOp():
                 self._park(row, op)
             case FinishOp():
+                row.attempts += op.spends_attempt
                 self.finish(row, op.status, op.result, op.error)
                 if op.cancels_children:
                     self._cancel_children(row.new.id)
@@ -129,14 +130,14 @@ class Transaction:
                 row.attempts += 1
                 is_cancelled = any(mail.kind == "cancel" for mail in row.mail)  # then it does not wait for the back-off
                 row.next_run_at = self._now + (0 if is_cancelled else op.backoff_us)
-                row.divergences, row.diverged_by = 0, ()
+                row.divergences, row.diverged_by = 0, {}
             case ReleaseOp():
                 row.status, row.worker = "pending", None
                 row.next_run_at = self._now + op.delay_us
                 row.error = op.error if op.error is not None else row.error
                 if op.diverged_by is not None:
                     row.divergences += 1
-                    row.diverged_by = (*(v for v in row.diverged_by if v != op.diverged_by), op.diverged_by)
+                    row.diverged_by[op.diverged_by] = row.next_run_at
             case _:
                 assert_never(op)
 
@@ -152,7 +153,7 @@ class Transaction:
         row.progress = op.progress if op.progress is not None else row.progress
         if op.reset_counters:
             row.attempts = row.crashes = row.divergences = 0
-            row.diverged_by = ()
+            row.diverged_by = {}
 
     def _record(self, row: Row, entries: Iterable[Entry]) -> None:
         for entry in entries:
@@ -172,7 +173,7 @@ class Transaction:
             row.status, row.next_run_at = "pending", self._now if op.next_run_at is None else op.next_run_at
         row.worker, row.waiting_for = None, op.waiting_for
         row.awaited, row.wake_floor = op.awaited, op.wake_floor
-        row.divergences, row.diverged_by = 0, ()
+        row.divergences, row.diverged_by = 0, {}
         _put_off(row, op.retries)
 
     def finish(
@@ -181,7 +182,7 @@ class Transaction:
         """The one outcome, and the mail to those who wait for it."""
         row.status, row.result, row.error = status, result, error
         row.worker = row.next_run_at = row.waiting_for = row.awaited = row.wake_floor = None
-        row.divergences, row.diverged_by = 0, ()
+        row.divergences, row.diverged_by = 0, {}
         row.updated_at = row.finished_at = self._now
         listeners = [*([row.new.parent_id] if row.new.parent_id is not None else []), *row.waiters]
         row.mail, row.tokens, row.retries, row.waiters = [], set(), {}, []
@@ -232,8 +233,7 @@ class Transaction:
             if look_only:
                 return LEASE_LOST
             due_at = new.run_at if new.run_at is not None else self._now + new.delay_us
-            deadline = None if new.timeout_us is None else due_at + new.timeout_us
-            row = self._rows[new.id] = Row(new, self._now, self._now, due_at, deadline)
+            row = self._rows[new.id] = Row(new, self._now, self._now, due_at)
         if (row.new.type, row.new.digest) != (new.type, new.digest):
             return IdConflict(new.id, row.new.type)
         if parent is not None and not look_only:
@@ -291,6 +291,7 @@ class Transaction:
                 key: msgspec.structs.replace(retry, next_at=min(retry.next_at, self._now))
                 for key, retry in row.retries.items()
             }
+            row.diverged_by = {version: min(until, self._now) for version, until in row.diverged_by.items()}
             self._wake(row, is_forced=True)
         return APPLIED
 
@@ -309,8 +310,7 @@ class Transaction:
             row.struck.update(s for s in row.entries if s >= seq)
         row.status, row.next_run_at, row.updated_at = "pending", self._now, self._now
         row.attempts = row.crashes = 0
-        row.result = row.error = row.finished_at = row.cancel_requested_at = None
-        row.deadline = None if row.new.timeout_us is None else self._now + row.new.timeout_us
+        row.result = row.error = row.finished_at = row.cancel_requested_at = row.deadline = None
 
 
 def _put_off(row: Row, retries: Iterable[StepRetry]) -> None:

@@ -69,19 +69,28 @@ def load(conn: sqlite3.Connection, workflow_ids: Sequence[str]) -> list[Loaded]:
 
 
 def next_due(
-    conn: sqlite3.Connection, queues: Sequence[str], types: Sequence[str], only: Sequence[str] | None, *, alone: bool
+    conn: sqlite3.Connection,
+    database: Database,
+    queues: Sequence[str],
+    types: Sequence[str],
+    code_version: str,
+    only: Sequence[str] | None,
+    *,
+    alone: bool,
 ) -> int | None:
-    """The earliest next_run_at among claimable rows."""
+    """The earliest time at which a row is claimable."""
     params = {
         "queues": json_text(queues),
         "types": json_text(types),
+        "code_version": code_version,
+        "now": database.now_us(),
         "only": json_text(only),
         "alone": alone,
         "format": JOURNAL_FORMAT,
     }
-    name = "next_due" if only is None else "next_due_only"
-    found: int | None = conn.execute(SQL[name], params).fetchone()[0]
-    return found
+    names = ("next_due", "next_held_back") if only is None else ("next_due_only",)
+    found = [conn.execute(SQL[name], params).fetchone()[0] for name in names]
+    return min((at for at in found if at is not None), default=None)
 
 
 def reconcile(

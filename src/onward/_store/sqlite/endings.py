@@ -30,6 +30,7 @@ class Ending:
     status: str = ""
     result: str | None = None
     error: str | None = None
+    spends_attempt: bool = False
 
 
 class Endings(list[Ending]):
@@ -49,7 +50,8 @@ class Endings(list[Ending]):
         if not self:
             return
         conn.execute(
-            SQL["finish_rows"], {"rows": json_text([(e.id, e.status, e.result, e.error) for e in self]), "now": now}
+            SQL["finish_rows"],
+            {"rows": json_text([(e.id, e.status, e.result, e.error, e.spends_attempt) for e in self]), "now": now},
         )
         told = [(e.parent, e) for e in self if e.parent is not None]
         by_id = {e.id: e for e in self if e.has_waiters}

@@ -197,6 +197,7 @@ def _add(sets: _Sets, op: JournalOp | ParkOp | FinishOp | FailAttemptOp | Releas
         case FinishOp():
             ending = execution.ending or Ending(workflow_id)
             ending.status, ending.result, ending.error = op.status, op.result, op.error
+            ending.spends_attempt = op.spends_attempt
             sets.finishes.append(ending)
             if op.cancels_children:
                 sets.orphans.append(workflow_id)

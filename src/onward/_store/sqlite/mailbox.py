@@ -129,6 +129,7 @@ def retry_workflows(
             target.status = "pending"
         elif target.status != "running":
             conn.execute(SQL["hasten_retries"], {"id": workflow_id, "now": now})
+            conn.execute(SQL["hasten_diverged"], {"id": workflow_id, "now": now})
             wakes.forced(workflow_id)
 
 

@@ -155,10 +155,18 @@ class SqliteStore:
         return await self._readers.call(lambda conn: mailbox.read_mail(conn, wanted))
 
     async def next_due(
-        self, queues: Sequence[str], types: Sequence[str], only: Sequence[str] | None = None, *, alone: bool = False
+        self,
+        queues: Sequence[str],
+        types: Sequence[str],
+        code_version: str,
+        only: Sequence[str] | None = None,
+        *,
+        alone: bool = False,
     ) -> int | None:
-        """The earliest next_run_at among claimable rows."""
-        return await self._readers.call(lambda conn: claims.next_due(conn, queues, types, only, alone=alone))
+        """The earliest time at which a row is claimable."""
+        return await self._readers.call(
+            lambda conn: claims.next_due(conn, self._database, queues, types, code_version, only, alone=alone)
+        )
 
     def subscribe(self, notify: Callable[[], None]) -> Callable[[], None]:
         """Call `notify` on this loop soon after a commit of any process."""

@@ -1,5 +1,6 @@
 -- Taking, finding and giving back rows. The due index (queue, priority, next_run_at, id) is probed once a priority: with
 -- `next_run_at` after `priority`, one range over all priorities would walk every future row of the better ones.
+-- `diverged_by` is a JSON object: until when each code version that could not replay the row is held back from it.
 
 -- name: due_priorities
 -- The priorities of one queue that have a claimable row now. Read without the write lock.
@@ -16,13 +17,15 @@ WHERE p.priority IS NOT NULL AND EXISTS (
     WHERE w.queue = :queue AND w.priority = p.priority AND w.next_run_at <= :now
       AND (w.crashes >= 2) = :alone
       AND w.type IN (SELECT value FROM json_each(:types))
-      AND (w.version IS NULL OR CAST(w.version AS INTEGER) <= :format));
+      AND (w.version IS NULL OR CAST(w.version AS INTEGER) <= :format)
+      AND (w.diverged_by IS NULL OR NOT EXISTS (
+          SELECT 1 FROM json_each(w.diverged_by) AS d WHERE d.key = :code_version AND d.value > :now)));
 
 -- name: select_due
 -- The rows of one priority as they will be once claimed; none for a worker that is dead or not registered.
 SELECT json_group_array(json_array(
     id, type, payload, digest, seed, epoch + 1, signals, attempts, crashes, max_attempts, run, created_at,
-    coalesce(started_at, :now), queue, priority, partition, tags, parent_id, deadline,
+    coalesce(started_at, :now), queue, priority, partition, tags, parent_id, coalesce(deadline, :now + timeout_us),
     coalesce(version, :version), coalesce(code_version, :code_version), divergences))
 FROM (
     SELECT * FROM onward_workflows AS w
@@ -30,6 +33,8 @@ FROM (
       AND (w.crashes >= 2) = :alone
       AND w.type IN (SELECT value FROM json_each(:types))
       AND (w.version IS NULL OR CAST(w.version AS INTEGER) <= :format)
+      AND (w.diverged_by IS NULL OR NOT EXISTS (
+          SELECT 1 FROM json_each(w.diverged_by) AS d WHERE d.key = :code_version AND d.value > :now))
       AND EXISTS (SELECT 1 FROM onward_workers AS k WHERE k.id = :worker AND k.is_dead = 0)
     ORDER BY w.next_run_at, w.id LIMIT :limit);
 
@@ -37,7 +42,7 @@ FROM (
 -- The same among given ids, by the primary key.
 SELECT json_group_array(json_array(
     id, type, payload, digest, seed, epoch + 1, signals, attempts, crashes, max_attempts, run, created_at,
-    coalesce(started_at, :now), queue, priority, partition, tags, parent_id, deadline,
+    coalesce(started_at, :now), queue, priority, partition, tags, parent_id, coalesce(deadline, :now + timeout_us),
     coalesce(version, :version), coalesce(code_version, :code_version), divergences))
 FROM (
     SELECT w.* FROM json_each(:only) AS i CROSS JOIN onward_workflows AS w
@@ -45,14 +50,16 @@ FROM (
       AND (w.crashes >= 2) = :alone
       AND w.type IN (SELECT value FROM json_each(:types))
       AND (w.version IS NULL OR CAST(w.version AS INTEGER) <= :format)
+      AND (w.diverged_by IS NULL OR NOT EXISTS (
+          SELECT 1 FROM json_each(w.diverged_by) AS d WHERE d.key = :code_version AND d.value > :now))
       AND EXISTS (SELECT 1 FROM onward_workers AS k WHERE k.id = :worker AND k.is_dead = 0)
     ORDER BY w.priority, w.next_run_at, w.id LIMIT :limit);
 
 -- name: claim_rows
 UPDATE onward_workflows SET
     status = 'running', worker = :worker, epoch = epoch + 1, next_run_at = NULL, waiting_for = NULL, awaited = NULL,
-    wake_floor = NULL, started_at = coalesce(started_at, :now), version = coalesce(version, :version),
-    code_version = coalesce(code_version, :code_version), updated_at = :now
+    wake_floor = NULL, started_at = coalesce(started_at, :now), deadline = coalesce(deadline, :now + timeout_us),
+    version = coalesce(version, :version), code_version = coalesce(code_version, :code_version), updated_at = :now
 WHERE id IN (SELECT value FROM json_each(:ids));
 
 -- name: load_histories
@@ -84,11 +91,24 @@ SELECT min((
       AND (w.crashes >= 2) = :alone
       AND w.type IN (SELECT value FROM json_each(:types))
       AND (w.version IS NULL OR CAST(w.version AS INTEGER) <= :format)
+      AND (w.diverged_by IS NULL OR w.next_run_at > :now OR NOT EXISTS (
+          SELECT 1 FROM json_each(w.diverged_by) AS d WHERE d.key = :code_version AND d.value > :now))
     ORDER BY w.next_run_at, w.id LIMIT 1))
 FROM p WHERE p.priority IS NOT NULL;
 
+-- name: next_held_back
+-- When the first row that is due, but not yet for this code version, will be. By onward_workflows_diverged (next_run_at): of
+-- the diverged rows only those that another version, or a wake, has pulled forward.
+SELECT min(d.value) FROM onward_workflows AS w CROSS JOIN json_each(w.diverged_by) AS d
+WHERE w.diverged_by IS NOT NULL AND w.next_run_at <= :now AND d.key = :code_version AND d.value > :now
+  AND +w.queue IN (SELECT value FROM json_each(:queues))
+  AND (w.crashes >= 2) = :alone
+  AND w.type IN (SELECT value FROM json_each(:types)) AND (w.version IS NULL OR CAST(w.version AS INTEGER) <= :format);
+
 -- name: next_due_only
-SELECT min(w.next_run_at) FROM json_each(:only) AS i CROSS JOIN onward_workflows AS w
+SELECT min(CASE WHEN w.diverged_by IS NULL OR w.next_run_at > :now THEN w.next_run_at ELSE max(w.next_run_at, coalesce((
+    SELECT d.value FROM json_each(w.diverged_by) AS d WHERE d.key = :code_version AND d.value > :now), 0)) END)
+FROM json_each(:only) AS i CROSS JOIN onward_workflows AS w
 WHERE w.id = i.value AND w.next_run_at IS NOT NULL AND w.queue IN (SELECT value FROM json_each(:queues))
   AND (w.crashes >= 2) = :alone
   AND w.type IN (SELECT value FROM json_each(:types)) AND (w.version IS NULL OR CAST(w.version AS INTEGER) <= :format);
@@ -109,9 +129,9 @@ WHERE id IN (SELECT value FROM json_each(:ids)) AND status = 'running';
 SELECT EXISTS (
     SELECT 1 FROM onward_workflows
     WHERE diverged_by IS NOT NULL AND status = 'pending' AND next_run_at > :now
-      AND NOT EXISTS (SELECT 1 FROM json_each(diverged_by) AS d WHERE d.value = :code_version));
+      AND NOT EXISTS (SELECT 1 FROM json_each(diverged_by) AS d WHERE d.key = :code_version));
 
 -- name: adopt_diverged
 UPDATE onward_workflows SET next_run_at = :now, updated_at = :now
 WHERE diverged_by IS NOT NULL AND status = 'pending' AND next_run_at > :now
-  AND NOT EXISTS (SELECT 1 FROM json_each(diverged_by) AS d WHERE d.value = :code_version);
+  AND NOT EXISTS (SELECT 1 FROM json_each(diverged_by) AS d WHERE d.key = :code_version);

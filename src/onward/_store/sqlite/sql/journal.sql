@@ -88,15 +88,14 @@ FROM (SELECT json_extract(value, '$[0]') AS id, json_extract(value, '$[1]') AS e
 WHERE w.id = p.id;
 
 -- name: release_rows
--- [id, delay, error, diverged_by]: the code versions that diverged are kept as a JSON array until the history is accepted.
+-- [id, delay, error, diverged_by]: the code versions that diverged are kept, each with the end of its back-off, as a JSON
+-- object until the history is accepted.
 UPDATE onward_workflows AS w SET
     status = 'pending', worker = NULL, next_run_at = :now + p.delay, error = coalesce(p.error, w.error),
     divergences = w.divergences + (p.diverged_by IS NOT NULL),
     diverged_by = CASE
         WHEN p.diverged_by IS NULL THEN w.diverged_by
-        WHEN w.diverged_by IS NULL THEN json_array(p.diverged_by)
-        WHEN EXISTS (SELECT 1 FROM json_each(w.diverged_by) AS d WHERE d.value = p.diverged_by) THEN w.diverged_by
-        ELSE json_insert(w.diverged_by, '$[#]', p.diverged_by) END,
+        ELSE json_patch(coalesce(w.diverged_by, '{}'), json_object(p.diverged_by, :now + p.delay)) END,
     updated_at = :now
 FROM (SELECT json_extract(value, '$[0]') AS id, json_extract(value, '$[1]') AS delay,
              json_extract(value, '$[2]') AS error, json_extract(value, '$[3]') AS diverged_by
@@ -115,12 +114,14 @@ DELETE FROM onward_step_retries
 WHERE (workflow_id, key) IN (SELECT json_extract(value, '$[0]'), json_extract(value, '$[1]') FROM json_each(:rows));
 
 -- name: finish_rows
--- [id, status, result, error]
+-- [id, status, result, error, spends an attempt]
 UPDATE onward_workflows AS w SET
-    status = p.status, result = p.result, error = p.error, worker = NULL, next_run_at = NULL, waiting_for = NULL,
-    awaited = NULL, wake_floor = NULL, divergences = 0, diverged_by = NULL, updated_at = :now, finished_at = :now
+    status = p.status, result = p.result, error = p.error, attempts = w.attempts + p.spends, worker = NULL,
+    next_run_at = NULL, waiting_for = NULL, awaited = NULL, wake_floor = NULL, divergences = 0, diverged_by = NULL,
+    updated_at = :now, finished_at = :now
 FROM (SELECT json_extract(value, '$[0]') AS id, json_extract(value, '$[1]') AS status,
-             json_extract(value, '$[2]') AS result, json_extract(value, '$[3]') AS error
+             json_extract(value, '$[2]') AS result, json_extract(value, '$[3]') AS error,
+             json_extract(value, '$[4]') AS spends
       FROM json_each(:rows)) AS p
 WHERE w.id = p.id;
 

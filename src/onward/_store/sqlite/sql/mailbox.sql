@@ -72,10 +72,10 @@ FROM json_each(:wanted) AS i CROSS JOIN onward_workflows AS w WHERE w.id = json_
 SELECT json_group_object(id, signals) FROM onward_workflows WHERE status = 'running' AND worker = :worker;
 
 -- name: retry_finished
--- An operator's retry of one failed or cancelled workflow.
+-- An operator's retry of one failed or cancelled workflow. Its next claim sets a new deadline.
 UPDATE onward_workflows SET
     status = 'pending', next_run_at = :now, attempts = 0, crashes = 0, result = NULL, error = NULL, finished_at = NULL,
-    cancel_requested_at = NULL, deadline = :now + timeout_us, updated_at = :now
+    cancel_requested_at = NULL, deadline = NULL, updated_at = :now
 WHERE id = :id;
 
 -- name: strike_from
@@ -91,3 +91,9 @@ WHERE workflow_id = :id AND struck = 0 AND seq >= (
 
 -- name: hasten_retries
 UPDATE onward_step_retries SET next_at = min(next_at, :now) WHERE workflow_id = :id;
+
+-- name: hasten_diverged
+-- An operator's retry: code that could not replay the row may try at once.
+UPDATE onward_workflows
+SET diverged_by = (SELECT json_group_object(d.key, min(d.value, :now)) FROM json_each(onward_workflows.diverged_by) AS d)
+WHERE id = :id AND diverged_by IS NOT NULL;

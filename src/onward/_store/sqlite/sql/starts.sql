@@ -7,10 +7,10 @@ FROM json_each(:ids) AS i CROSS JOIN onward_workflows AS w WHERE w.id = i.value;
 -- name: insert_workflows
 -- [id, type, payload, digest, seed, queue, priority, partition, tags, max_attempts, delay, run_at, time-out, parent]
 INSERT INTO onward_workflows (
-    id, type, payload, digest, seed, queue, priority, partition, tags, max_attempts, next_run_at, deadline, timeout_us, parent_id,
+    id, type, payload, digest, seed, queue, priority, partition, tags, max_attempts, next_run_at, timeout_us, parent_id,
     status, created_at, updated_at)
 SELECT n.id, n.type, n.payload, n.digest, n.seed, n.queue, n.priority, n.partition, n.tags, n.max_attempts,
-       n.due_at, n.due_at + n.timeout_us, n.timeout_us, n.parent_id, 'pending', :now, :now
+       n.due_at, n.timeout_us, n.parent_id, 'pending', :now, :now
 FROM (SELECT key AS n, json_extract(value, '$[0]') AS id, json_extract(value, '$[1]') AS type, json_extract(value, '$[2]') AS payload,
              json_extract(value, '$[3]') AS digest, json_extract(value, '$[4]') AS seed, json_extract(value, '$[5]') AS queue,
              json_extract(value, '$[6]') AS priority, json_extract(value, '$[7]') AS partition,

@@ -20,7 +20,7 @@ CREATE TABLE onward_workflows (
     awaited             INTEGER,
     wake_floor          INTEGER,
     divergences         INTEGER NOT NULL DEFAULT 0,
-    diverged_by         TEXT,
+    diverged_by         TEXT CHECK (diverged_by IS NULL OR json_valid(diverged_by)),
     partition           TEXT,
     parent_id           TEXT,
     version             TEXT,
@@ -50,7 +50,7 @@ CREATE INDEX onward_workflows_held ON onward_workflows (worker) WHERE status = '
 -- Lists for people, newest first.
 CREATE INDEX onward_workflows_newest ON onward_workflows (created_at, id);
 CREATE INDEX onward_workflows_children ON onward_workflows (parent_id, created_at, id) WHERE parent_id IS NOT NULL;
-CREATE INDEX onward_workflows_diverged ON onward_workflows (id) WHERE diverged_by IS NOT NULL;
+CREATE INDEX onward_workflows_diverged ON onward_workflows (next_run_at, id) WHERE diverged_by IS NOT NULL;
 
 CREATE TABLE onward_journal (
     workflow_id TEXT NOT NULL,
