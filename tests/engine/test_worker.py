@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import threading
 from collections.abc import AsyncIterator
 from contextvars import ContextVar
@@ -11,6 +12,9 @@ from contextvars import ContextVar
 import pytest
 
 from onward import ConfigurationError, DefinitionError, Signal, Worker, step, workflow
+from onward._engine.resting import Rest
+from onward._engine.runner import Runner
+from onward._engine.steps import Steps
 from tests.engine.support import Lab, engine_of, held, holds_nothing, keys, turns, wait_for
 
 go = Signal("go", int)
@@ -393,3 +397,41 @@ async def test_a_claim_whose_reply_was_lost_is_given_back(lab: Lab) -> None:
         assert await handle.result(timeout=10) == "done"
         info = await handle.info()
     assert (info.attempts, info.crashes) == (0, 0)
+
+
+async def test_an_ended_execution_leaves_nothing_for_the_garbage_collector(lab: Lab) -> None:
+    """Cycles would keep thousands of dead objects in memory between two collections, and the processor's caches cold."""
+
+    @step
+    async def fail() -> None:
+        raise ValueError("no")
+
+    @step
+    def note() -> str:
+        return "noted"
+
+    @workflow
+    async def flow(number: int) -> str:
+        async with asyncio.TaskGroup() as group:
+            group.create_task(note())
+            group.create_task(asyncio.sleep(0.001))
+        with contextlib.suppress(Exception):
+            await fail()
+        return await note()
+
+    async with lab.client() as client, lab.working(flow) as worker:
+        handle = await client.start(flow, 0)
+        await handle.result(timeout=10)
+        await holds_nothing(worker)
+        gc.collect()
+        gc.disable()
+        try:
+            for number in range(1, 6):
+                handle = await client.start(flow, number)
+                await handle.result(timeout=10)
+            await holds_nothing(worker)
+            await turns()
+            left = [type(one).__name__ for one in gc.get_objects() if isinstance(one, (Runner, Steps, Rest))]
+        finally:
+            gc.enable()
+    assert left == []

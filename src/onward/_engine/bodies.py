@@ -162,7 +162,10 @@ class Bodies:
         except BaseException as caught:  # the body's error travels as a value; see the module docstring
             error = caught
         self.running.discard(body)
-        body.host.transaction_done(body, recorded if error is None else None, error)
+        try:
+            body.host.transaction_done(body, recorded if error is None else None, error)
+        finally:
+            del error  # its traceback holds this frame: a cycle
 
     def _begins(self, body: Body) -> bool:
         return not body.is_dropped and not body.info.cancelled and self._may_begin()
@@ -191,7 +194,10 @@ class Bodies:
         except BaseException as caught:  # passed on as a value; SystemExit in a step must not end the worker
             error = caught
         failpoints.hit("body:after")
-        body.host.body_done(body, result, error)
+        try:
+            body.host.body_done(body, result, error)
+        finally:
+            del error  # its traceback holds this frame: a cycle
 
     async def _within(self, command: RunStep, limit_s: float) -> Any:
         scope = asyncio.timeout(limit_s)

@@ -28,7 +28,7 @@ MAX_BATCH = 2_000
 """Operations in one transaction: keeps a commit in the low tens of milliseconds."""
 
 
-SHARE = 128
+SHARE = 256
 """Operations whose owners are told in one turn of the loop."""
 
 
