@@ -37,7 +37,7 @@ fmt: $(STAMP) ## format the code and mend what can be mended
 	$(BIN)/ruff format $(CODE)
 
 bench: $(STAMP) ## speed and memory, against a bare sqlite3 loop (ARGS= for one measure)
-	$(BIN)/python -m benchmarks $(ARGS)
+	$(BIN)/python -m benchmarks --write $(ARGS)
 
 docs: $(STAMP) ## check every link and code block of the README and docs/
 	$(BIN)/python tools/check_docs.py

@@ -30,6 +30,8 @@ POLL_S = 5.0
 MAIL_INTERVAL_S = 0.01
 """At most this often are the mailboxes of held executions looked at."""
 ADOPT_S = 1.0
+SPACING_S = 0.003
+"""Between two looks for due rows of a worker that holds some."""
 STOP_PATIENCE_S = 5.0
 """How long a stopping worker waits after the grace for a database that does not take its writes."""
 QUARANTINE_PATIENCE_S = 10.0
@@ -178,11 +180,14 @@ class Dispatcher:
                     delay = max(delay, 0.05)
         loop = self._engine.loop
         delay = max(0.0, min(delay, self._adopt_at - loop.time(), self._reconcile_at - loop.time()))
+        looked_at = loop.time()
         try:
             async with asyncio.timeout(delay):
                 await self._hint.wait()
         except TimeoutError:
             return
+        if self._held:  # our own commits hint, too: a busy worker does not look again at each of them
+            await asyncio.sleep(max(0.0, looked_at + SPACING_S - loop.time()))
 
     async def _claim_many(self) -> bool:
         """Fill the free slots, queue after queue; True if anything was claimed."""

@@ -88,8 +88,17 @@ class Database:
         """Take the file's write lock, in turns with other processes; raises StoreError."""
         self.patiently(lambda: conn.execute("BEGIN IMMEDIATE"))
 
-    def transaction(self, conn: sqlite3.Connection, point: str, body: Callable[[sqlite3.Connection, int], T]) -> T:
-        """Run `body(conn, now)` under the write lock and commit; subscribers are told after it. Raises StoreError.
+    def transaction(
+        self,
+        conn: sqlite3.Connection,
+        point: str,
+        body: Callable[[sqlite3.Connection, int], T],
+        *,
+        is_news: bool = True,
+    ) -> T:
+        """Run `body(conn, now)` under the write lock and commit; subscribers are told after it if it is news to them.
+
+        Raises StoreError.
 
         The time is read under the lock, so that times in the database rise in commit order within one process.
         """
@@ -110,7 +119,7 @@ class Database:
                 roll_back(conn)
                 raise classify(error, database=self.name, committing=True) from error
         self.probe(f"{point}:after-commit")
-        self.shared.hub.publish()
+        self.shared.hub.publish(is_news=is_news)
         return result
 
 

@@ -40,10 +40,12 @@ class Hub:
         self._changes: Changes | None = None
         self._own_commits = 0
 
-    def publish(self) -> None:
-        """Tell every subscriber; called from any thread, after the commit."""
+    def publish(self, *, is_news: bool = True) -> None:
+        """Tell every subscriber; called from any thread, after the commit. Entries alone are no news: they make nothing due
+        and end nothing."""
         self._own_commits += 1
-        self._tell()
+        if is_news:
+            self._tell()
 
     def _tell(self) -> None:
         for subscriber in self._subscribers:

@@ -98,7 +98,8 @@ class SqliteStore:
         def apply(conn: sqlite3.Connection, now: int) -> list[Outcome]:
             return apply_batch(conn, batch, retry=retry, now=now)
 
-        return await self._write(lambda conn: self._database.transaction(conn, "write", apply))
+        is_news = any(type(op) is not JournalOp for op in batch)
+        return await self._write(lambda conn: self._database.transaction(conn, "write", apply, is_news=is_news))
 
     async def run_transaction(
         self,
