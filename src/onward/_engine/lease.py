@@ -110,7 +110,7 @@ class LeaseKeeper:
                 self._tell(_fail, registered, error)
                 return
             self._tell(_succeed, registered)
-            self._beat_until_stopped(leases, worker.id, lease_us)
+            self._beat_until_stopped(leases, worker.id, lease_us, asked)
             if self._retires:
                 leases.retire(worker.id)
         except StoreError as error:
@@ -120,8 +120,7 @@ class LeaseKeeper:
         finally:
             leases.close()
 
-    def _beat_until_stopped(self, leases: Leases, worker_id: str, lease_us: int) -> None:
-        renewed_at = time.monotonic()
+    def _beat_until_stopped(self, leases: Leases, worker_id: str, lease_us: int, renewed_at: float) -> None:
         pause_s = 0.0  # the first look for the dead is at once: after a crash it is often the restarted one that looks
         while not self._stop.wait(pause_s):
             pause_s = BEAT_S

@@ -19,7 +19,7 @@ from onward._store.sqlite.changes import Changes, watch
 from onward._store.sqlite.connection import connect
 from onward._store.subscriber import Subscriber
 
-PAUSES_S = (0.0003, 0.0005, 0.001, 0.001, 0.002, 0.002, 0.004, 0.004, 0.008, 0.016, 0.032, 0.064)
+PAUSES_S = (0.0005, 0.001, 0.001, 0.002, 0.004, 0.008, 0.016, 0.032, 0.064)
 """Between the questions that follow a change of the log."""
 BUSY_PAUSE_S = 0.01
 """Between the questions of a process that commits all the time."""
