@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import itertools
 import sqlite3
 import threading
 import time
@@ -138,7 +139,9 @@ async def test_the_body_cannot_end_its_transaction_by_sql(world: SqliteWorld, sq
         await stepper.assert_nothing_happened()
 
 
-@pytest.mark.parametrize("call", ["commit", "rollback", "close", "executescript", "with", "set_authorizer"])
+@pytest.mark.parametrize(
+    "call", ["commit", "rollback", "close", "executescript", "with", "set_authorizer", "set_progress_handler"]
+)
 async def test_the_body_cannot_end_its_transaction_by_a_method(world: SqliteWorld, call: str) -> None:
     async with stepping(world) as stepper:
 
@@ -152,6 +155,8 @@ async def test_the_body_cannot_end_its_transaction_by_a_method(world: SqliteWorl
                     conn.executescript("SELECT 1")
                 case "set_authorizer":
                     conn.set_authorizer(None)
+                case "set_progress_handler":
+                    conn.set_progress_handler(None, 0)
                 case _:
                     getattr(conn, call)()
 
@@ -196,7 +201,7 @@ async def test_what_a_body_sets_on_its_connection_ends_with_it(world: SqliteWorl
             conn.row_factory = sqlite3.Row
             conn.text_factory = bytes
             conn.isolation_level = "EXCLUSIVE"
-            conn.set_progress_handler(lambda: 0, 1)
+            conn.set_trace_callback(lambda sql: None)
             conn.execute("CREATE TEMP TABLE mine (x)")
             return conn.execute("SELECT 1 AS one").fetchone()["one"]
 
@@ -223,6 +228,18 @@ async def test_many_short_statements_are_interrupted_too(world: SqliteWorld) -> 
         def body(conn: sqlite3.Connection) -> None:
             while True:
                 conn.execute("INSERT INTO items VALUES (1)")
+
+        with pytest.raises(TimeoutError):
+            await stepper.run(body, limit_s=0.1)
+        await stepper.assert_nothing_happened()
+
+
+async def test_many_different_short_statements_are_refused_after_the_limit(world: SqliteWorld) -> None:
+    async with stepping(world) as stepper:
+
+        def body(conn: sqlite3.Connection) -> None:
+            for number in itertools.count():
+                conn.execute(f"INSERT INTO items VALUES (1) -- {number}")
 
         with pytest.raises(TimeoutError):
             await stepper.run(body, limit_s=0.1)

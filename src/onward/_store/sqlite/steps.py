@@ -11,7 +11,6 @@ from __future__ import annotations
 import contextlib
 import contextvars
 import sqlite3
-import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -29,6 +28,8 @@ from onward.errors import InTransactionalStep, LeaseLost, UsageError
 T = TypeVar("T")
 
 _inside: contextvars.ContextVar[Path | None] = contextvars.ContextVar("onward_transactional_step", default=None)
+STEPS_PER_LOOK = 1000
+"""Steps of SQLite's machine between two looks at the clock: some 20 µs."""
 _CURE = (
     "Onward commits a transactional step together with its journal entry; use SAVEPOINT … RELEASE for a part that may fail, "
     "or raise to roll everything back"
@@ -73,24 +74,33 @@ class StepConnection(sqlite3.Connection):
     def set_authorizer(self, authorizer_callback: Callable[..., int] | None) -> None:
         self._refuse("set_authorizer()")
 
-    def forbid_transactions(self) -> None:
-        """From here on the body's statements are checked."""
-        super().set_authorizer(_authorize)
+    def set_progress_handler(self, progress_handler: Callable[[], int | None] | None, n: int) -> None:
+        self._refuse("set_progress_handler()")
 
-    def allow_transactions(self) -> None:
+    def restrict(self, until: float) -> None:
+        """From here on the body's statements are checked: none of them ends the transaction, none goes on after `until`.
+
+        New statements are refused when they are compiled; running ones, and those that are run again and again from
+        SQLite's cache, are counted by their steps.
+        """
+
+        def authorize(action: int, *_: str | None) -> int:
+            is_allowed = action != sqlite3.SQLITE_TRANSACTION and time.monotonic() <= until
+            return sqlite3.SQLITE_OK if is_allowed else sqlite3.SQLITE_DENY
+
+        super().set_authorizer(authorize)
+        super().set_progress_handler(lambda: time.monotonic() > until, STEPS_PER_LOOK)
+
+    def lift(self) -> None:
         """The body has ended; undo what it set on the connection that would change our statements."""
         super().set_authorizer(None)
+        super().set_progress_handler(None, 0)
         self.set_trace_callback(None)
-        self.set_progress_handler(None, 0)
         self.row_factory = None
         self.text_factory = str
 
     def really_close(self) -> None:
         super().close()
-
-
-def _authorize(action: int, arg1: str | None, arg2: str | None, database: str | None, trigger: str | None) -> int:
-    return sqlite3.SQLITE_DENY if action == sqlite3.SQLITE_TRANSACTION else sqlite3.SQLITE_OK
 
 
 def run_step(
@@ -141,17 +151,16 @@ def _run_body(
     context: contextvars.Context,
 ) -> T:
     started = time.monotonic()
-    conn.forbid_transactions()
+    conn.restrict(started + limit_s)
     try:
-        with _interrupting(conn, limit_s):
-            result = context.run(_run_marked, database.path, body, conn)
+        result = context.run(_run_marked, database.path, body, conn)
         _check_limit(started, limit_s)
     except BaseException as error:
-        if isinstance(error, sqlite3.OperationalError) and time.monotonic() - started > limit_s:
+        if isinstance(error, sqlite3.DatabaseError) and time.monotonic() - started > limit_s:
             _check_limit(started, limit_s, error)
         raise
     finally:
-        conn.allow_transactions()
+        conn.lift()
     if not conn.in_transaction:
         raise UsageError(
             f"the step's transaction was rolled back by one of its own statements, so nothing remains: {_CURE}"
@@ -165,26 +174,6 @@ def _run_marked(path: Path, body: Callable[[sqlite3.Connection], T], conn: sqlit
         return body(conn)
     finally:
         _inside.reset(token)
-
-
-@contextlib.contextmanager
-def _interrupting(conn: sqlite3.Connection, limit_s: float) -> Iterator[None]:
-    """After the limit, interrupt again and again: an interrupt that falls between two short statements is lost."""
-    is_over = threading.Event()
-
-    def watch() -> None:
-        pause_s = limit_s
-        while not is_over.wait(pause_s):
-            conn.interrupt()
-            pause_s = 0.02
-
-    thread = threading.Thread(target=watch, name="onward-step-limit", daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        is_over.set()
-        thread.join()
 
 
 def _check_limit(started: float, limit_s: float, cause: BaseException | None = None) -> None:
