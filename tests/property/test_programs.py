@@ -73,8 +73,8 @@ def _pythons() -> dict[str, str]:
     candidates = os.environ.get("ONWARD_TEST_PYTHONS", "").split(os.pathsep)
     candidates += [shutil.which(f"python3.{minor}") or "" for minor in range(11, 20)]
     for path in filter(None, candidates):
-        code = "import sys, msgspec; print('%d.%d' % sys.version_info[:2])"
-        answer = subprocess.run([path, "-c", code], capture_output=True, text=True, check=False)
+        code = "import sys, msgspec, onward; print('%d.%d' % sys.version_info[:2])"
+        answer = subprocess.run([path, "-c", code], capture_output=True, text=True, env=_environment(), check=False)
         version = answer.stdout.strip()
         if answer.returncode == 0 and tuple(map(int, version.split("."))) >= (3, 11):
             found.setdefault(version, path)
@@ -86,11 +86,17 @@ def stories() -> list[Story]:
     return _stories()
 
 
+def _environment() -> dict[str, str]:
+    """For another interpreter: this repository's code, or, where a wheel is tested, the one that is installed there."""
+    source = Path(onward.__file__).parents[1]
+    paths = [ROOT] if source.name == "site-packages" else [source, ROOT]
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, paths))}
+
+
 def _replay_in(python: str, stories: list[Story], tmp_path: Path, hash_seed: str) -> list[str]:
     file = tmp_path / "stories.json"
     file.write_bytes(msgspec.json.encode(stories))
-    source = str(Path(onward.__file__).parents[1])
-    env = {**os.environ, "PYTHONHASHSEED": hash_seed, "PYTHONPATH": os.pathsep.join((source, str(ROOT)))}
+    env = {**_environment(), "PYTHONHASHSEED": hash_seed}
     answer = subprocess.run(
         [python, "-W", "error", "-m", "tests.property.replayer", str(file)],
         capture_output=True, text=True, env=env, check=False, cwd=ROOT,
