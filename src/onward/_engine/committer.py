@@ -133,8 +133,7 @@ class Committer:
             return
 
     def _settle(self, batch: list[tuple[Op, Owner]], outcomes: Sequence[Outcome], start: int) -> None:
-        """Tell the owners, a share in each turn of the loop: what the first ones do next is then written while the others
-        are still being told, so that the loop and the database work at the same time."""
+        """Tell the owners, a share in each turn of the loop, so that a large batch does not keep everybody else waiting."""
         end = start + SHARE
         if end < len(batch):
             asyncio.get_running_loop().call_soon(self._settle, batch, outcomes, end)

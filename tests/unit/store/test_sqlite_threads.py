@@ -13,11 +13,21 @@ from typing import NoReturn
 import pytest
 
 from onward._store.opening import open_store
-from onward._store.operations import StartOp
+from onward._store.operations import FinishOp, JournalOp, StartOp
 from onward._store.sqlite.locks import HAS_FLOCK, LockFile
 from onward._store.sqlite.shared import FairMutex, shared_file
 from onward._store.sqlite.store import SqliteStore
-from tests.conformance.support import SqliteWorld, claim_one, new, one, row, start, worker_row
+from tests.conformance.support import (
+    SqliteWorld,
+    claim_one,
+    entry,
+    new,
+    one,
+    row,
+    start,
+    started_and_claimed,
+    worker_row,
+)
 
 
 def test_the_mutex_is_handed_over_in_order_of_arrival() -> None:
@@ -313,3 +323,19 @@ async def test_what_fails_before_the_commit_is_rolled_back_and_arrives_as_it_is(
     store._database.probe = lambda point: None
     await start(store)
     await store.close()
+
+
+async def test_entries_alone_are_no_news_and_everything_else_is(
+    world: SqliteWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A long workflow would otherwise make its worker look for due rows, and its callers for outcomes, at every step."""
+    store = await world.open()
+    world.worker(store)
+    fence = await started_and_claimed(store)
+    assert isinstance(store, SqliteStore)
+    told: list[bool] = []
+    monkeypatch.setattr(store._database.shared.hub, "publish", lambda *, is_news=True: told.append(is_news))
+    await store.write([JournalOp(fence, (entry(1),))])
+    await store.write([JournalOp(fence, (entry(2),)), StartOp(new("b"))])
+    await store.write([FinishOp(fence, "completed", "1")])
+    assert told == [False, True, True]

@@ -84,9 +84,7 @@ class Hub:
                 )
                 return
             with contextlib.closing(conn):
-                last: int | None = (
-                    None  # so the first answer is told: what was committed before it is told by nobody else
-                )
+                last: int | None = None  # the first answer is told: nobody else tells what was committed before it
                 pauses = iter(PAUSES_S)
                 while not stop.is_set():
                     # What is seen in the log may not be in force yet: in between lies the commit's wait for the disk.
