@@ -20,8 +20,8 @@ from onward._store.records import ClaimRequest, Entry, NewWorkflow, WorkerRow
 HOUR_US = 3_600_000_000
 
 
-def say(text: object) -> None:
-    print(text, flush=True)
+def say(*words: object) -> None:
+    print(*words, flush=True)
 
 
 def wait() -> None:
@@ -85,14 +85,15 @@ async def hold(store: Store, worker_id: str) -> None:
 
 
 async def beat(store: Store, count: str) -> None:
-    """Commit at uneven intervals; print the monotonic time of each commit."""
+    """Commit at uneven intervals; print the monotonic time before and after each commit."""
     await store.open()
     say("ready")
     wait()
     for number in range(int(count)):
         time.sleep(0.031 + 0.0037 * (number % 7))
+        began = time.monotonic()
         await store.write([start_op(f"beat{number}")])
-        say(time.monotonic())
+        say(began, time.monotonic())
 
 
 async def die(store: Store, point: str) -> None:
