@@ -16,15 +16,16 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 
-from benchmarks import measures
+from benchmarks import flows, measures
+from benchmarks.databases import Database
 from benchmarks.measures import ROOT, Result
 
 
 @contextmanager
-def fresh_folder(base: str | None) -> Iterator[Path]:
-    """A folder on the disk to be measured, removed afterwards."""
+def fresh(base: str | None) -> Iterator[Database]:
+    """A database file on the disk to be measured, removed afterwards."""
     with tempfile.TemporaryDirectory(dir=base, prefix="onward-bench-") as name:
-        yield Path(name)
+        yield Database(f"sqlite:///{Path(name) / 'bench.db'}")
 
 
 def run(scale: float, rounds: int, base: str | None) -> list[Result]:
@@ -34,55 +35,69 @@ def run(scale: float, rounds: int, base: str | None) -> list[Result]:
     def count(full: int) -> int:
         return max(20, int(full * scale))
 
-    def repeated(measure: Callable[[Path], tuple[float, float]]) -> tuple[float, float]:
-        pairs = []
+    def median(*measures_: Callable[[Database], float]) -> list[float]:
+        """The median of each over the rounds, in which they alternate."""
+        values: list[list[float]] = [[] for _ in measures_]
         for _ in range(rounds):
-            with fresh_folder(base) as folder:
-                pairs.append(measure(folder))
-        return statistics.median(pair[0] for pair in pairs), statistics.median(pair[1] for pair in pairs)
+            for found, measure in zip(values, measures_, strict=True):
+                with fresh(base) as database:
+                    found.append(measure(database))
+        return [statistics.median(found) for found in values]
 
     def add(*items: Result) -> None:
         for item in items:
             results.append(item)
             print(f"{item.name:58} {item.value:12,.1f} {item.unit:14} {item.target:12} {item.note}", flush=True)
 
-    bare, ours = repeated(lambda folder: measures.drain_three(folder, count(20_000)))
+    bare, ours = median(
+        lambda database: measures.bare_three(database, count(20_000)),
+        lambda database: measures.drain_three(database, count(20_000))["per_s"],
+    )
     add(
         Result("three-step workflows, bare sqlite3 loop", bare, "workflows/s"),
         Result(
             "three-step workflows, one worker process", ours, "workflows/s", ">= 0.35 x", f"{ours / bare:.2f} x bare"
         ),
     )
-    bare, ours = repeated(lambda folder: measures.long(folder, count(2_000)))
+    [noop] = median(lambda database: measures.drain(database, flows.noop, count(20_000))["per_s"])
+    add(Result("workflows without a step, one worker process", noop, "workflows/s"))
+    bare, ours = median(
+        lambda database: measures.bare_commits(database, count(2_000)),
+        lambda database: count(2_000) / measures.in_one(database, flows.long, count(2_000)),
+    )
     add(
         Result("sequential commits, bare sqlite3 loop", bare, "commits/s"),
         Result("sequential steps of one workflow", ours, "steps/s", "", f"{ours / bare:.2f} x bare"),
     )
-    many, single = repeated(lambda folder: measures.bulk_start(folder, count(20_000)))
+    [fanout] = median(lambda database: measures.in_one(database, flows.parent, count(1_000)))
+    add(Result("1,000 children of one step, awaited by one parent", fanout, "s"))
+    with fresh(base) as database:
+        many, single = measures.starts(database, count(20_000))
     add(Result("start_many", many, "workflows/s"), Result("concurrent start calls", single, "workflows/s"))
-    p50, p99 = repeated(lambda folder: measures.latency(folder, count(200)))
-    add(
-        Result("start to result, one step, same process, p50", p50, "ms", "< 5"),
-        Result("start to result, one step, same process, p99", p99, "ms"),
-    )
-    p50, p99 = repeated(lambda folder: measures.latency_two_processes(folder, count(200)))
-    add(
-        Result("start to result, one step, two processes, p50", p50, "ms"),
-        Result("start to result, one step, two processes, p99", p99, "ms"),
-    )
-    with fresh_folder(base) as folder:
-        add(Result("resume after 5,000 recorded steps", measures.resume(folder, count(5_000)), "s", "< 1"))
-    for spread in (5.0, 0.0):
-        with fresh_folder(base) as folder:
-            late, memory, worst = measures.sleepers(folder, count(10_000), spread)
-        name = f"10,000 sleepers due over {spread:g} s" if spread else "10,000 sleepers due at one instant"
-        target = "< 150" if spread else ""
+    for place, measure, target in (
+        ("same process", measures.latency, "< 5"),
+        ("two processes", measures.latency_two_processes, ""),
+    ):
+        with fresh(base) as database:
+            times = measure(database, count(200))
         add(
-            Result(f"{name}: p99 lateness", late, "ms", target, f"worst {worst:.0f} ms"),
-            Result(f"{name}: memory above idle", memory, "MB", "< 50"),
+            Result(f"start to result, one step, {place}, p50", statistics.median(times), "ms", target),
+            Result(f"start to result, one step, {place}, p99", measures.percentile(times, 99), "ms"),
         )
-    with fresh_folder(base) as folder:
-        add(Result("idle worker", measures.idle_cpu(folder, 20.0 * min(1.0, scale * 5)), "% of a core", "<= 0.5"))
+    with fresh(base) as database:
+        add(Result("resume after 5,000 recorded steps", measures.resume(database, count(5_000))[1], "s", "< 1"))
+    for spread in (5.0, 0.0):
+        with fresh(base) as database:
+            found = measures.sleepers(database, count(10_000), spread)
+        name = f"10,000 sleepers due over {spread:g} s" if spread else "10,000 sleepers due at one instant"
+        late = measures.percentile(found.late_ms, 99)
+        worst = f"worst {max(found.late_ms):.0f} ms"
+        add(
+            Result(f"{name}: p99 lateness", late, "ms", "< 150" if spread else "", worst),
+            Result(f"{name}: memory above idle", found.memory_mb, "MB", "< 50"),
+        )
+    with fresh(base) as database:
+        add(Result("idle worker", measures.idle_cpu(database, 20.0 * min(1.0, scale * 5)), "% of a core", "<= 0.5"))
     return results
 
 

@@ -23,6 +23,12 @@ async def first_new(start_file: str) -> float:
 
 
 @workflow
+async def noop(value: int) -> int:
+    """No step at all: what a plain job queue does."""
+    return value
+
+
+@workflow
 async def three(value: int) -> int:
     """Three steps in sequence."""
     for _ in range(3):
@@ -43,6 +49,12 @@ async def long(steps: int) -> int:
     for _ in range(steps):
         value = await add(value)
     return value
+
+
+@workflow
+async def parent(children: int) -> int:
+    """Many children at once, one step each."""
+    return len(await asyncio.gather(*(one(number) for number in range(children))))
 
 
 @workflow

@@ -1,20 +1,27 @@
-"""One function a measurement. Each uses a fresh database in the given folder and returns plain numbers."""
+"""One function a measurement. Each takes a database that nobody else uses, makes it fresh, and returns plain numbers.
+
+Worker processes are `onward worker benchmarks.flows`; when something happened is read from the rows.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import signal
-import sqlite3
 import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from benchmarks import bare, flows
-from onward import AsyncClient, Worker
+from benchmarks.databases import Database
+from onward import AsyncClient, BoundWorkflow, Worker, Workflow
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -30,16 +37,11 @@ class Result:
     note: str = ""
 
 
-def url_of(path: Path) -> str:
-    """The URL of a database file."""
-    return f"sqlite:///{path}"
-
-
 class WorkerProcess:
     """`onward worker benchmarks.flows` as a process of its own."""
 
-    def __init__(self, path: Path, *options: str) -> None:
-        argv = [sys.executable, "-m", "onward", "--url", url_of(path), "--log-level", "warning"]
+    def __init__(self, database: Database, *options: str) -> None:
+        argv = [sys.executable, "-m", "onward", "--url", database.url, "--log-level", "warning"]
         argv += ["worker", "benchmarks.flows", *options]
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT / "src"), str(ROOT)])}
         self.started_at = time.time()
@@ -68,59 +70,88 @@ class WorkerProcess:
         self.process.wait(30)
 
 
-def wait_for(path: Path, sql: str, wanted: int, timeout_s: float = 300.0) -> None:
-    """Wait until a count in the database reaches a number."""
-    connection = sqlite3.connect(path, isolation_level=None, timeout=30)
+def wait_for(database: Database, condition: str, wanted: int, timeout_s: float = 300.0) -> None:
+    """Wait until so many workflows fulfil a condition."""
     end = time.monotonic() + timeout_s
-    while connection.execute(sql).fetchone()[0] < wanted:
-        if time.monotonic() > end:
-            raise TimeoutError(f"{sql}: not {wanted} after {timeout_s} s")
-        time.sleep(0.1)  # rarely: counting takes processor time from the worker, and the times are read from the rows
-    connection.close()
+    sql = f"SELECT count(*) FROM {database.workflows} WHERE {condition}"
+    with database.connected() as connection:
+        while connection.execute(sql).fetchone()[0] < wanted:
+            if time.monotonic() > end:
+                raise TimeoutError(f"{condition}: not {wanted} after {timeout_s} s")
+            time.sleep(
+                0.1
+            )  # rarely: counting takes processor time from the worker, and the times are read from the rows
 
 
-FINAL = "SELECT count(*) FROM onward_workflows WHERE status = 'completed'"
+COMPLETED = "status = 'completed'"
 
 
-async def _migrated(path: Path) -> None:
-    async with AsyncClient(url_of(path)) as client:
+async def _migrated(database: Database) -> None:
+    database.fresh()
+    async with AsyncClient(database.url) as client:
         await client.counts()
 
 
-def drain_three(folder: Path, count: int) -> tuple[float, float]:
-    """Three-step workflows a second: (the bare loop, Onward with one worker process)."""
-    path = folder / "bare.db"
-    asyncio.run(_migrated(path))
-    connection = bare.connect(path)
-    bare.insert_pending(connection, count)
-    bare_rate = count / bare.drain_three(connection)
-    connection.close()
+async def _enqueue(database: Database, workflows: Iterable[BoundWorkflow[Any]]) -> float:
+    """Start them in one call; seconds."""
+    async with AsyncClient(database.url) as client:
+        await client.counts()
+        began = time.perf_counter()
+        await client.start_many(workflows)
+        return time.perf_counter() - began
 
-    path = folder / "three.db"
 
-    async def enqueue() -> None:
-        async with AsyncClient(url_of(path)) as client:
-            await client.start_many(flows.three.bind(number) for number in range(count))
-
-    asyncio.run(enqueue())
-    worker = WorkerProcess(path)
+@contextmanager
+def worker_on(database: Database, *options: str) -> Iterator[WorkerProcess]:
+    """A worker process, killed at the end."""
+    worker = WorkerProcess(database, *options)
     try:
-        wait_for(path, FINAL, count)
+        yield worker
     finally:
         worker.kill()
-    connection = bare.connect(path)
-    first, last = connection.execute("SELECT min(started_at), max(finished_at) FROM onward_workflows").fetchone()
-    recorded = connection.execute("SELECT count(*) FROM onward_journal").fetchone()[0]
-    connection.close()
+
+
+def drain(database: Database, workflow: Workflow[[int], int], count: int, *options: str) -> dict[str, float]:
+    """Workflows that wait in the queue, run by one worker process: from its first claim to the last end."""
+    asyncio.run(_migrated(database))
+    enqueued_s = asyncio.run(_enqueue(database, (workflow.bind(number) for number in range(count))))
+    with worker_on(database, *options) as worker:
+        wait_for(database, COMPLETED, count)
+        cpu_s, memory_mb = worker.cpu_s(), worker.memory_mb()
+    first, last = database.row(
+        f"SELECT {database.seconds('min(started_at)')}, {database.seconds('max(finished_at)')} FROM {database.workflows}"
+    )
+    return {
+        "seconds": last - first,
+        "per_s": count / (last - first),
+        "enqueue_per_s": count / enqueued_s,
+        "worker_cpu_s": cpu_s,
+        "worker_rss_mb": memory_mb,
+    }
+
+
+def drain_three(database: Database, count: int, *options: str) -> dict[str, float]:
+    """Three-step workflows, each entry of theirs counted."""
+    found = drain(database, flows.three, count, *options)
+    recorded = database.row(f"SELECT count(*) FROM {database.journal}")[0]
     assert recorded == 3 * count, (recorded, count)
-    return bare_rate, count / ((last - first) / 1e6)
+    return found
 
 
-def bulk_start(folder: Path, count: int) -> tuple[float, float]:
-    """Starts a second: (start_many, single concurrent start calls)."""
+def bare_three(database: Database, count: int) -> float:
+    """The same rows by the bare loop: workflows a second."""
+    asyncio.run(_migrated(database))
+    with contextlib.closing(bare.connect(database.path)) as connection:
+        bare.insert_pending(connection, count)
+        return count / bare.drain_three(connection)
+
+
+def starts(database: Database, count: int) -> tuple[float, float]:
+    """Starts a second: (`start_many`, single concurrent `start` calls)."""
 
     async def run() -> tuple[float, float]:
-        async with AsyncClient(url_of(folder / "starts.db")) as client:
+        await _migrated(database)
+        async with AsyncClient(database.url) as client:
             await client.start(flows.one, 0)
             began = time.perf_counter()
             await client.start_many(flows.one.bind(number) for number in range(count))
@@ -132,132 +163,123 @@ def bulk_start(folder: Path, count: int) -> tuple[float, float]:
     return asyncio.run(run())
 
 
-def latency(folder: Path, count: int) -> tuple[float, float]:
-    """Start to result of a one-step workflow on an idle worker in the same process: (p50, p99) in ms."""
+async def _round_trips(client: AsyncClient, count: int, pause_s: float) -> list[float]:
+    """Start to result of one-step workflows, one after the other; milliseconds."""
+    times = []
+    for number in range(-5, count):  # the first few warm both sides up
+        began = time.perf_counter()
+        await (await client.start(flows.one, number)).result()
+        times.append((time.perf_counter() - began) * 1000)
+        await asyncio.sleep(pause_s)
+    return times[5:]
+
+
+def latency(database: Database, count: int) -> list[float]:
+    """Start to result of a one-step workflow on an idle worker in the same process; milliseconds."""
 
     async def run() -> list[float]:
-        url = url_of(folder / "latency.db")
-        times = []
-        async with Worker(url, workflows=[flows.one]), AsyncClient(url) as client:
-            for number in range(count):
-                began = time.perf_counter()
-                await (await client.start(flows.one, number)).result()
-                times.append((time.perf_counter() - began) * 1000)
-                await asyncio.sleep(0.01)
-        return times
+        await _migrated(database)
+        async with Worker(database.url, workflows=[flows.one]), AsyncClient(database.url) as client:
+            return await _round_trips(client, count, 0.01)
 
-    return _quantiles(asyncio.run(run()))
+    return asyncio.run(run())
 
 
-def latency_two_processes(folder: Path, count: int) -> tuple[float, float]:
+def latency_two_processes(database: Database, count: int) -> list[float]:
     """The same with client and worker in two processes."""
-    path = folder / "latency2.db"
-    asyncio.run(_migrated(path))
-    worker = WorkerProcess(path)
 
     async def run() -> list[float]:
-        times = []
-        async with AsyncClient(url_of(path)) as client:
-            await (await client.start(flows.one, -1)).result()
-            for number in range(count):
-                began = time.perf_counter()
-                await (await client.start(flows.one, number)).result()
-                times.append((time.perf_counter() - began) * 1000)
-                await asyncio.sleep(0.02)
-        return times
+        async with AsyncClient(database.url) as client:
+            return await _round_trips(client, count, 0.02)
 
-    try:
-        return _quantiles(asyncio.run(run()))
-    finally:
-        worker.kill()
+    asyncio.run(_migrated(database))
+    with worker_on(database):
+        return asyncio.run(run())
 
 
-def long(folder: Path, steps: int) -> tuple[float, float]:
-    """Sequential steps of one workflow a second, and bare single-row commits a second: (bare, Onward)."""
-    path = folder / "long.db"
-    asyncio.run(_migrated(path))
-    connection = bare.connect(path)
-    bare_rate = steps / bare.single_commits(connection, steps)
-    connection.close()
+def bare_commits(database: Database, steps: int) -> float:
+    """Bare single-row commits a second."""
+    asyncio.run(_migrated(database))
+    with contextlib.closing(bare.connect(database.path)) as connection:
+        return steps / bare.single_commits(connection, steps)
+
+
+def in_one(database: Database, workflow: Workflow[[int], int], size: int) -> float:
+    """Seconds of one workflow of that size (`long`: steps one after the other; `parent`: children at once)."""
 
     async def run() -> float:
-        async with Worker(url_of(path), workflows=[flows.long]), AsyncClient(url_of(path)) as client:
+        await _migrated(database)
+        async with (
+            Worker(database.url, workflows=[workflow, flows.one]),
+            AsyncClient(database.url) as client,
+        ):
             began = time.perf_counter()
-            await (await client.start(flows.long, steps)).result()
-            return steps / (time.perf_counter() - began)
+            await (await client.start(workflow, size)).result()
+            return time.perf_counter() - began
 
-    return bare_rate, asyncio.run(run())
+    return asyncio.run(run())
 
 
-def resume(folder: Path, steps: int) -> float:
-    """Seconds from the start of a new worker process to the first new step after so many recorded ones."""
-    path = folder / "resume.db"
-    asyncio.run(_migrated(path))
-
-    async def enqueue() -> None:
-        async with AsyncClient(url_of(path)) as client:
-            await client.start(flows.resume.using(id="resume"), steps, "mark")
+def resume(database: Database, steps: int) -> tuple[float, float]:
+    """Seconds that recording so many steps took, and from the start of a new worker process to the first new step after."""
 
     async def send() -> None:
-        async with AsyncClient(url_of(path)) as client:
+        async with AsyncClient(database.url) as client:
             await client.signal("resume", flows.go_on, True)
 
     async def result() -> float:
-        async with AsyncClient(url_of(path)) as client:
+        async with AsyncClient(database.url) as client:
             return await client.handle("resume", flows.resume).result()
 
-    asyncio.run(enqueue())
-    worker = WorkerProcess(path)
-    wait_for(path, "SELECT count(*) FROM onward_workflows WHERE status = 'waiting'", 1)
-    worker.kill()
+    asyncio.run(_migrated(database))
+    asyncio.run(_enqueue(database, [flows.resume.using(id="resume").bind(steps, "mark")]))
+    began = time.time()
+    with worker_on(database):
+        wait_for(database, "status = 'waiting'", 1)
+        built_s = time.time() - began
     asyncio.run(send())
-    worker = WorkerProcess(path)
-    try:
-        wait_for(path, FINAL, 1)
-        return asyncio.run(result()) - worker.started_at
-    finally:
-        worker.kill()
+    with worker_on(database) as worker:
+        wait_for(database, COMPLETED, 1)
+        return built_s, asyncio.run(result()) - worker.started_at
 
 
-def sleepers(folder: Path, count: int, spread_s: float) -> tuple[float, float, float]:
-    """Sleepers due over a span: (p99 lateness in ms, MB of worker memory above idle, largest lateness in ms)."""
-    path = folder / f"sleepers{spread_s:g}.db"
-    asyncio.run(_migrated(path))
-    worker = WorkerProcess(path)
-    time.sleep(1.5)
-    idle = worker.memory_mb()
-    due = time.time() + max(5.0, count / 1000)
+@dataclass(frozen=True, slots=True)
+class Sleepers:
+    """How late sleepers woke, in milliseconds, and what the sleeping ones cost in memory."""
 
-    async def enqueue() -> None:
-        async with AsyncClient(url_of(path)) as client:
-            await client.start_many(flows.sleeper.bind(due + spread_s * n / count) for n in range(count))
-
-    asyncio.run(enqueue())
-    try:
-        wait_for(path, "SELECT count(*) FROM onward_workflows WHERE waiting_for IS NOT NULL", count, due - time.time())
-        memory = worker.memory_mb() - idle
-        wait_for(path, FINAL, count)
-    finally:
-        worker.kill()
-    connection = bare.connect(path)
-    late = [float(row[0]) * 1000 for row in connection.execute("SELECT result FROM onward_workflows")]
-    connection.close()
-    return statistics.quantiles(late, n=100)[98], memory, max(late)
+    late_ms: list[float]
+    memory_mb: float
+    """Of the worker while all sleep, above its idle state."""
+    rss_mb: float
+    enqueue_per_s: float
 
 
-def idle_cpu(folder: Path, seconds: float) -> float:
+def sleepers(database: Database, count: int, spread_s: float) -> Sleepers:
+    """Sleepers due over a span, or at one instant."""
+    asyncio.run(_migrated(database))
+    with worker_on(database) as worker:
+        time.sleep(1.5)
+        idle = worker.memory_mb()
+        due = time.time() + max(5.0, count / 1000)
+        flow = flows.sleeper
+        enqueued_s = asyncio.run(_enqueue(database, (flow.bind(due + spread_s * n / count) for n in range(count))))
+        wait_for(database, "waiting_for IS NOT NULL", count, due - time.time())
+        memory = worker.memory_mb()
+        wait_for(database, COMPLETED, count)
+    late = [float(row[0]) * 1000 for row in database.rows(f"SELECT result FROM {database.workflows}")]
+    return Sleepers(late, memory - idle, memory, count / enqueued_s)
+
+
+def idle_cpu(database: Database, seconds: float) -> float:
     """Percent of one core that an idle worker uses."""
-    path = folder / "idle.db"
-    asyncio.run(_migrated(path))
-    worker = WorkerProcess(path)
-    time.sleep(2)
-    before, began = worker.cpu_s(), time.monotonic()
-    time.sleep(seconds)
-    used = (worker.cpu_s() - before) / (time.monotonic() - began) * 100
-    worker.kill()
-    return used
+    asyncio.run(_migrated(database))
+    with worker_on(database) as worker:
+        time.sleep(2)
+        before, began = worker.cpu_s(), time.monotonic()
+        time.sleep(seconds)
+        return (worker.cpu_s() - before) / (time.monotonic() - began) * 100
 
 
-def _quantiles(times: list[float]) -> tuple[float, float]:
-    cuts = statistics.quantiles(times, n=100)
-    return statistics.median(times), cuts[98]
+def percentile(times: Sequence[float], percent: int) -> float:
+    """Of at least two numbers."""
+    return statistics.quantiles(times, n=100)[percent - 1]
