@@ -16,7 +16,10 @@ from pathlib import Path
 LINK = re.compile(r"(?<!!)\[[^\]]*\]\((?P<target>[^)\s]+)(?:\s+\"[^\"]*\")?\)|!\[[^\]]*\]\((?P<image>[^)\s]+)\)")
 FENCE = re.compile(r"^(?P<indent> *)(?P<mark>```+|~~~+)(?P<language>[\w+-]*)[^\n]*$")
 HEADING = re.compile(r"^#{1,6}\s+(?P<text>.+?)\s*#*$")
-LANGUAGES = {"python", "console", "bash", "sh", "sql", "text", "toml", "json", "pycon", ""}
+LANGUAGES = {
+    "python", "console", "bash", "sh", "sql", "text", "toml", "json", "pycon", "yaml", "ini", "dockerfile", "html", "",
+    "py",  # a signature: highlighted, neither compiled nor run
+}  # fmt: skip
 MAKE = re.compile(r"^\s*\$?\s*make ([a-z]+)", re.MULTILINE)
 
 

@@ -61,7 +61,11 @@ REGISTRY_HOSTS = [
 ]
 LOCK_FILES = re.compile(r"(^|/)([^/]*\.lock|package-lock\.json|pnpm-lock\.yaml|npm-shrinkwrap\.json|constraints\.txt)$")
 
-TWINS = (("client.py", "AsyncClient", "Client"), ("handle.py", "AsyncHandle", "Handle"))
+TWINS = (
+    ("client.py", "AsyncClient", "Client"),
+    ("handle.py", "AsyncHandle", "Handle"),
+    ("repair.py", "AsyncRepair", "Repair"),
+)
 
 
 def file_length(root: Path) -> list[str]:

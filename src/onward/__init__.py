@@ -42,6 +42,7 @@ if TYPE_CHECKING:
         LeaseLost,
         NonDeterminismError,
         NotAllowedInWorkflow,
+        NotCommitted,
         NotInWorkflow,
         OnwardError,
         OutcomeUnknown,
@@ -51,6 +52,8 @@ if TYPE_CHECKING:
         StepTimedOut,
         StoreConflict,
         StoreError,
+        StoreImporting,
+        StoreMoved,
         TransientStoreError,
         UsageError,
         WorkflowAlreadyEnded,
@@ -60,16 +63,20 @@ if TYPE_CHECKING:
         WorkflowNotFound,
         WorkflowStuck,
         WorkflowTimedOut,
+        WrongConnection,
         WrongEventLoop,
     )
     from onward.handle import AsyncHandle, Handle
+    from onward.health import WorkerHealth
     from onward.info import ErrorInfo, JournalEntry, Wait, WorkflowInfo
+    from onward.repair import AsyncRepair, Pruned, Repair
     from onward.retry import Duration, Retry, RetryLater
     from onward.worker import Worker
 
 __all__ = [
     "AsyncClient",
     "AsyncHandle",
+    "AsyncRepair",
     "BoundWorkflow",
     "ChildHandle",
     "Client",
@@ -88,10 +95,13 @@ __all__ = [
     "LeaseLost",
     "NonDeterminismError",
     "NotAllowedInWorkflow",
+    "NotCommitted",
     "NotInWorkflow",
     "OnwardError",
     "OutcomeUnknown",
     "PlainCodec",
+    "Pruned",
+    "Repair",
     "ResultTimeout",
     "Retry",
     "RetryLater",
@@ -103,10 +113,13 @@ __all__ = [
     "StepTimedOut",
     "StoreConflict",
     "StoreError",
+    "StoreImporting",
+    "StoreMoved",
     "TransientStoreError",
     "UsageError",
     "Wait",
     "Worker",
+    "WorkerHealth",
     "Workflow",
     "WorkflowAlreadyEnded",
     "WorkflowCancelled",
@@ -116,6 +129,7 @@ __all__ = [
     "WorkflowNotFound",
     "WorkflowStuck",
     "WorkflowTimedOut",
+    "WrongConnection",
     "WrongEventLoop",
     "__version__",
     "call",
@@ -146,13 +160,16 @@ _HOMES = {
     "onward.definitions": "BoundWorkflow Step Workflow call step workflow",
     "onward.errors": (
         "CodecError ConfigurationError DefinitionError Fail FatalStoreError InTransactionalStep LeaseLost "
-        "NonDeterminismError NotAllowedInWorkflow NotInWorkflow OnwardError OutcomeUnknown ResultTimeout "
-        "SchemaError StepFailed StepTimedOut StoreConflict StoreError TransientStoreError UsageError "
+        "NonDeterminismError NotAllowedInWorkflow NotCommitted NotInWorkflow OnwardError OutcomeUnknown ResultTimeout "
+        "SchemaError StepFailed StepTimedOut StoreConflict StoreError StoreImporting StoreMoved TransientStoreError "
+        "UsageError "
         "WorkflowAlreadyEnded WorkflowCancelled WorkflowFailed WorkflowIdConflict WorkflowNotFound WorkflowStuck "
-        "WorkflowTimedOut WrongEventLoop"
+        "WorkflowTimedOut WrongConnection WrongEventLoop"
     ),
     "onward.handle": "AsyncHandle Handle",
+    "onward.health": "WorkerHealth",
     "onward.info": "ErrorInfo JournalEntry Wait WorkflowInfo",
+    "onward.repair": "AsyncRepair Pruned Repair",
     "onward.retry": "Duration Retry RetryLater",
     "onward.worker": "Worker",
 }

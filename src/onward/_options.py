@@ -13,6 +13,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from onward._engine.specs import StartOptions
+from onward._store.within.base import CallerConnection
 from onward.errors import ConfigurationError, DefinitionError
 from onward.retry import NO_RETRY, Duration, Retry, seconds
 
@@ -121,6 +122,7 @@ def start_options(
     timeout: Duration | None,
     tags: Mapping[str, str] | None,
     max_attempts: int | None,
+    tx: CallerConnection | None,
 ) -> StartOptions:
     """`base` with what is given; a new delay replaces a former run_at and the other way round."""
     changes: dict[str, Any] = {}
@@ -144,7 +146,18 @@ def start_options(
         changes["tags"] = _tags(tags)
     if max_attempts is not None:
         changes["max_attempts"] = check_max_attempts(max_attempts)
+    if tx is not None:
+        changes["tx"] = tx
     return replace(base, **changes)
+
+
+def refuse_tx(options: StartOptions, name: str) -> None:
+    """A child is started by its parent's own commit."""
+    if options.tx is not None:
+        raise ConfigurationError(
+            f"child workflow {name!r} has using(tx=), but it is started by the commit of its parent; tx= is for clients, "
+            "also for one inside a transactional step"
+        )
 
 
 def _looks_like_method(fn: Callable[..., Any]) -> bool:

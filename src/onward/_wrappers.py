@@ -17,7 +17,8 @@ from typing import Any, Generic, ParamSpec, TypeVar
 
 from onward._engine.replay.calls import StepCall, call_child, current_execution
 from onward._engine.specs import StartOptions, StepSpec, WorkflowSpec
-from onward._options import check_key, is_coroutine_function, start_options
+from onward._options import check_key, is_coroutine_function, refuse_tx, start_options
+from onward._store.within.base import CallerConnection
 from onward.errors import DefinitionError, NotInWorkflow
 from onward.retry import Duration
 
@@ -135,6 +136,7 @@ class Workflow(Generic[P, R_co]):
         timeout: Duration | None = None,
         tags: Mapping[str, str] | None = None,
         max_attempts: int | None = None,
+        tx: CallerConnection | None = None,
     ) -> Workflow[P, R_co]:
         """A copy that is started with these options; those not given stay as they were.
 
@@ -144,11 +146,14 @@ class Workflow(Generic[P, R_co]):
             queue: the queue it waits in (default: the definition's).
             priority: lower runs first (default 0).
             partition: a key within the queue.
-            delay: start no sooner than so many seconds (or this timedelta) after the start is committed.
+            delay: start no sooner than so many seconds (or this timedelta) after the start is written.
             run_at: start no sooner than this moment; a timezone-aware datetime. Not together with `delay`.
             timeout: seconds or timedelta from its first start until it is ended with `WorkflowTimedOut`.
             tags: str to str, for finding it again.
             max_attempts: attempts that may end with an error before it is `failed` (default: the definition's).
+            tx: your own open connection to the client's database, whose transaction the start becomes part of: there once you
+                commit, gone if you roll back. With `Client` a `sqlite3.Connection`, SQLAlchemy `Connection` or `Session`, or
+                Django's connection; with `AsyncClient` an `aiosqlite.Connection`, `AsyncConnection` or `AsyncSession`.
 
         Raises:
             ConfigurationError: an option that cannot be, and what it should be.
@@ -164,6 +169,7 @@ class Workflow(Generic[P, R_co]):
             timeout=timeout,
             tags=tags,
             max_attempts=max_attempts,
+            tx=tx,
         )
         return Workflow(self._spec, options, is_static=self._is_static)
 
@@ -181,6 +187,7 @@ class Workflow(Generic[P, R_co]):
                 f"a client (`client.start({_short_name(self._spec.fn)}, …)`), or call .fn to run the bare function"
             )
         self._spec.arguments.bind(args, kwargs)
+        refuse_tx(self._options, self._spec.name)
         result: Coroutine[Any, Any, R_co] = call_child(execution, self._spec, self._options, args, kwargs)
         return result
 

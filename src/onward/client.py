@@ -8,8 +8,8 @@ makes its own.
 from __future__ import annotations
 
 import asyncio
+import atexit
 import builtins
-import concurrent.futures
 import os
 import threading
 import weakref
@@ -19,28 +19,36 @@ from types import TracebackType
 from typing import Any, ParamSpec, Self, TypeVar, overload
 
 from onward._engine.connection import Connection
-from onward._engine.replay.calls import current_execution
-from onward._engine.starts import new_seed, new_workflow, new_workflow_id
+from onward._engine.specs import WorkflowSpec
+from onward._engine.starts import new_workflow_id
+from onward._loopthread import LoopThread
+from onward._requests import (
+    bound_workflow,
+    bound_workflows,
+    check_delivered,
+    checked_start,
+    checked_workflow,
+    list_filter,
+    refuse_blocking_call,
+    refuse_in_workflow,
+    refuse_tx_of_run,
+    signal_op,
+    start_op,
+)
 from onward._store.base import Clock
 from onward._store.coded import checked_codec
-from onward._store.operations import AlreadyFinal, IdConflict, NotFound, Outcome, SignalOp, Started, StartOp
-from onward._store.records import FINAL, Filter
+from onward._store.operations import Outcome, Started
 from onward._store.urls import database_url
+from onward._store.within.base import CallerConnection
+from onward._transactions import CallersTransactions
 from onward.codec import Codec
 from onward.context import Signal
 from onward.definitions import BoundWorkflow, Workflow
 from onward.embedded import run_here
-from onward.errors import (
-    ConfigurationError,
-    NotAllowedInWorkflow,
-    WorkflowAlreadyEnded,
-    WorkflowIdConflict,
-    WorkflowNotFound,
-    WrongEventLoop,
-)
+from onward.errors import ConfigurationError, WrongEventLoop
 from onward.handle import AsyncHandle, Handle
-from onward.info import WorkflowInfo, microseconds
-from onward.worker import is_worker_loop
+from onward.info import WorkflowInfo
+from onward.repair import AsyncRepair, Repair
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -70,6 +78,7 @@ class AsyncClient:
         self._codec = checked_codec(codec)
         if self.url == "memory://":  # a name of its own, so that `run` can reach this client's very database
             self.url += new_workflow_id()
+        self._transactions = CallersTransactions(self.url, codec=self._codec, clock=_clock)
         self._migrate = _migrate
         self._clock = _clock
         self._open: Connection | None = None
@@ -92,13 +101,9 @@ class AsyncClient:
             await connection.close()
 
     async def _connection(self) -> Connection:
-        if current_execution() is not None:
-            raise NotAllowedInWorkflow(
-                "a client does I/O; do this in a step, or use onward.start() for a child workflow"
-            )
+        refuse_in_workflow()
         loop = asyncio.get_running_loop()
-        if self._is_closed:
-            raise ConfigurationError("this client is closed; make a new one")
+        self._refuse_closed()
         if self._open is None:
             self._open = Connection(self.url, migrate=self._migrate, codec=self._codec, clock=self._clock)
         elif self._open.loop is not loop:
@@ -107,6 +112,10 @@ class AsyncClient:
                 "or use onward.Client, which has a loop of its own"
             )
         return await self._open.opened()
+
+    def _refuse_closed(self) -> None:
+        if self._is_closed:
+            raise ConfigurationError("this client is closed; make a new one")
 
     @overload
     async def start(self, workflow: Workflow[P, R], /, *args: P.args, **kwargs: P.kwargs) -> AsyncHandle[R]: ...
@@ -121,36 +130,42 @@ class AsyncClient:
 
         Starting an id that exists with the same type and arguments gives that workflow (`handle.created` is False).
 
+        With ``using(tx=connection)`` it becomes part of your own open transaction on the same database: durable once you
+        commit, gone if you roll back, and nothing is written where this raises. Nothing but the connection is used then; it
+        is never committed, rolled back or closed.
+
         Raises:
             WorkflowIdConflict: the id has another type or other arguments. CodecError: an argument is no JSON.
             TypeError: the arguments do not fit the function. StoreError: nothing was started, as far as is known.
+            WrongConnection: the `tx=` is of another database or kind, or has no open transaction. SchemaError: its
+            database has no schema of Onward.
         """
-        bound = workflow if isinstance(workflow, BoundWorkflow) else _checked(workflow).bind(*args, **kwargs)
-        op = _start_op(bound)
-        connection = await self._connection()
-        return self._handle(bound, await connection.write(op))
+        [handle] = await self._start([bound_workflow(workflow, args, kwargs)])
+        return handle
 
     async def start_many(self, workflows: Iterable[BoundWorkflow[R]], /) -> builtins.list[AsyncHandle[R]]:
         """Start many workflows in one batch: ``onboarding.using(id=f"o-{u}").bind(u) for u in users``.
 
         Each one is durable once this returns. If some are refused (`WorkflowIdConflict`), all others are started before
-        the first refusal is raised.
+        the first refusal is raised. With ``using(tx=connection)``, the same for all, either all are started or none.
         """
-        bounds = list(workflows)
-        for bound in bounds:
-            if not isinstance(bound, BoundWorkflow):
-                raise ConfigurationError(f"start_many takes bound workflows: my_workflow.bind(args), not {bound!r}")
-        ops = [_start_op(bound) for bound in bounds]
-        connection = await self._connection()
-        outcomes = await asyncio.gather(*(connection.write(op) for op in ops))
-        return [self._handle(bound, outcome) for bound, outcome in zip(bounds, outcomes, strict=True)]
+        return await self._start(workflows)
 
-    def _handle(self, bound: BoundWorkflow[R], outcome: Outcome) -> AsyncHandle[R]:
-        spec = bound.spec
-        if isinstance(outcome, IdConflict):
-            raise WorkflowIdConflict(outcome.id, outcome.existing_type, spec.name)
-        assert isinstance(outcome, Started)
-        return AsyncHandle(self._connection, outcome.id, spec, created=outcome.created)
+    async def _start(self, workflows: Iterable[BoundWorkflow[R]]) -> builtins.list[AsyncHandle[R]]:
+        bounds, tx = bound_workflows(workflows)
+        ops = [start_op(bound) for bound in bounds]
+        outcomes: Iterable[Outcome]
+        if tx is None:
+            connection = await self._connection()
+            outcomes = await asyncio.gather(*(connection.write(op) for op in ops))
+        else:
+            self._refuse_closed()
+            outcomes = await self._transactions.write_async(tx, ops)
+        started = [checked_start(outcome, bound.spec) for bound, outcome in zip(bounds, outcomes, strict=True)]
+        return [
+            AsyncHandle(self._connection, self._transactions, one, bound.spec, is_within=tx is not None)
+            for bound, one in zip(bounds, started, strict=True)
+        ]
 
     @overload
     async def run(self, workflow: Workflow[P, R], /, *args: P.args, **kwargs: P.kwargs) -> R: ...
@@ -162,7 +177,8 @@ class AsyncClient:
         It knows the workflows of the function's module, for children. The first error that escapes is raised at once and
         leaves the workflow pending: running the same id again resumes it. If a live worker has it, that one is waited for.
         """
-        bound = workflow if isinstance(workflow, BoundWorkflow) else _checked(workflow).bind(*args, **kwargs)
+        bound = bound_workflow(workflow, args, kwargs)
+        refuse_tx_of_run(bound)
         handle = await self.start(bound)
         return await run_here(self.url, bound.spec, handle, self._codec)
 
@@ -172,24 +188,41 @@ class AsyncClient:
     def handle(self, workflow_id: str, workflow: None = None, /) -> AsyncHandle[Any]: ...
     def handle(self, workflow_id: str, workflow: Any = None, /) -> AsyncHandle[Any]:
         """A handle for an id, without asking the database. With the workflow, results decode by its type hints."""
-        spec = None if workflow is None else _checked(workflow).spec
-        return AsyncHandle(self._connection, workflow_id, spec)
+        spec = None if workflow is None else checked_workflow(workflow).spec
+        return AsyncHandle(self._connection, self._transactions, Started(workflow_id, created=False), spec)
 
-    async def signal(self, workflow: AsyncHandle[Any] | Handle[Any] | str, signal: Signal[T], value: T, /) -> None:
+    async def signal(
+        self,
+        workflow: AsyncHandle[Any] | Handle[Any] | str,
+        signal: Signal[T],
+        value: T,
+        /,
+        *,
+        tx: CallerConnection | None = None,
+    ) -> None:
         """Send a signal to one workflow; it is delivered once, also if the workflow waits for it only later.
+
+        Args:
+            workflow: a handle or an id. signal, value: what to send.
+            tx: your own open connection, whose transaction the signal becomes part of: sent once you commit, never if you
+                roll back. See `start`.
 
         Raises:
             WorkflowNotFound: no such workflow. WorkflowAlreadyEnded: it cannot receive anything any more.
-            CodecError: the value does not fit the signal's type.
+            CodecError: the value does not fit the signal's type. WrongConnection, SchemaError: the `tx=`, as in `start`.
+            NotCommitted: without `tx=`, to a handle whose own start is not committed yet.
         """
         workflow_id = workflow if isinstance(workflow, str) else workflow.id
-        op = SignalOp(workflow_id, signal.name, signal.codec.encode(value), new_seed())
-        connection = await self._connection()
-        outcome = await connection.write(op)
-        if isinstance(outcome, NotFound):
-            raise WorkflowNotFound(workflow_id, connection.store.url)
-        if isinstance(outcome, AlreadyFinal):
-            raise WorkflowAlreadyEnded(workflow_id, outcome.status)
+        op = signal_op(workflow_id, signal, value)
+        if tx is None:
+            connection = await self._connection()
+            if not isinstance(workflow, str):
+                await workflow._check_committed(connection)
+            check_delivered(await connection.write(op), workflow_id, connection.store.url)
+        else:
+            self._refuse_closed()
+            [outcome] = await self._transactions.write_async(tx, [op])
+            check_delivered(outcome, workflow_id, self._transactions.database)
 
     async def list(
         self,
@@ -209,13 +242,18 @@ class AsyncClient:
             created_after, created_before: aware datetimes. limit: at most so many (1 to 1000).
             before: the last one of the page before; the page after it is returned (paging by key, stable under inserts).
         """
-        filter = _filter(status, type, tags, created_after, created_before, before, limit)
+        filter = list_filter(status, type, tags, created_after, created_before, before, limit)
         connection = await self._connection()
         return [WorkflowInfo.of(row) for row in await connection.store.list(filter)]
 
     async def counts(self) -> dict[str, int]:
         """How many workflows there are of each status."""
         return await (await self._connection()).store.counts()
+
+    @property
+    def repair(self) -> AsyncRepair:
+        """What operators do: `prune`."""
+        return AsyncRepair(self._connection)
 
 
 class Client:
@@ -226,14 +264,18 @@ class Client:
         codec: what payloads are stored with (encryption, say): the same as in the workers. See `Codec`.
 
     It connects at its first call, on a private thread; it works from any thread, in a notebook's running loop, and in a
-    child process after a fork. On the loop of a worker (in an `async def` step) it would block that loop, and refuses.
+    child process after a fork. On the loop of a worker (in an `async def` step) it would block that loop, and refuses. With
+    `tx=` it works on the calling thread, with the given connection and nothing else.
     """
 
     def __init__(self, url: str | None = None, *, codec: Codec | None = None, _migrate: bool = True) -> None:
         self.url = database_url(url)
         self._codec = checked_codec(codec)
+        self._transactions = CallersTransactions(self.url, codec=self._codec)
         self._migrate = _migrate
-        self._private: _LoopThread | None = None
+        self._private: _Private | None = None
+        self._drop: weakref.finalize[[], Client] | None = None
+        """Ends the thread of a client that nobody closes and nobody holds any more."""
         self._lock = threading.Lock()
         _clients.add(self)
 
@@ -249,27 +291,31 @@ class Client:
         """Close the connection and end its thread; the next call opens them again."""
         with self._lock:
             private, self._private = self._private, None
+            if self._drop is not None:
+                self._drop.detach()
         if private is not None:
             private.close()
 
     def _call(self, make: Callable[[], Coroutine[Any, Any, Any]]) -> Any:
-        _refuse_bad_place()
+        refuse_blocking_call()
         return self._thread().call(make)
 
-    def _thread(self) -> _LoopThread:
+    def _thread(self) -> _Private:
         with self._lock:
             if self._private is None:
-                self._private = _LoopThread(self.url, migrate=self._migrate, codec=self._codec)
+                self._private = _Private(self.url, migrate=self._migrate, codec=self._codec)
+                self._drop = weakref.finalize(self, self._private.retire)
+                self._drop.atexit = False  # _close_at_exit does it then, and waits
             return self._private
 
     @property
     def _async(self) -> AsyncClient:
         return self._thread().client
 
-    def _blocking(self, handle: AsyncHandle[R]) -> Handle[R]:
-        """The blocking face of a handle, bound to whatever connection this client has at the call (a fork changes it)."""
-        inner = AsyncHandle[R](lambda: self._async._connection(), handle.id, handle.spec, created=handle.created)
-        return Handle(inner, self._call)
+    def _handle(self, started: Started, spec: WorkflowSpec | None, *, is_within: bool = False) -> Handle[Any]:
+        """A handle bound to whatever connection this client has at the call (a fork changes it)."""
+        connection = lambda: self._async._connection()  # noqa: E731
+        return Handle(AsyncHandle(connection, self._transactions, started, spec, is_within=is_within), self._call)
 
     @overload
     def start(self, workflow: Workflow[P, R], /, *args: P.args, **kwargs: P.kwargs) -> Handle[R]: ...
@@ -277,12 +323,23 @@ class Client:
     def start(self, workflow: BoundWorkflow[R], /) -> Handle[R]: ...
     def start(self, workflow: Any, /, *args: Any, **kwargs: Any) -> Handle[Any]:
         """Start a workflow; once this returns, it is durable. See `AsyncClient.start`."""
-        return self._blocking(self._call(lambda: self._async.start(workflow, *args, **kwargs)))
+        [handle] = self._start([bound_workflow(workflow, args, kwargs)])
+        return handle
 
     def start_many(self, workflows: Iterable[BoundWorkflow[R]], /) -> builtins.list[Handle[R]]:
         """Start many workflows in one batch. See `AsyncClient.start_many`."""
-        bounds = list(workflows)
-        return [self._blocking(handle) for handle in self._call(lambda: self._async.start_many(bounds))]
+        return self._start(workflows)
+
+    def _start(self, workflows: Iterable[BoundWorkflow[R]]) -> builtins.list[Handle[R]]:
+        bounds, tx = bound_workflows(workflows)
+        if tx is None:
+            handles = self._call(lambda: self._async.start_many(bounds))
+            started = [Started(handle.id, handle.created) for handle in handles]
+        else:
+            outcomes = self._transactions.write(tx, [start_op(bound) for bound in bounds])
+            started = [checked_start(outcome, bound.spec) for bound, outcome in zip(bounds, outcomes, strict=True)]
+        pairs = zip(started, bounds, strict=True)
+        return [self._handle(one, bound.spec, is_within=tx is not None) for one, bound in pairs]
 
     @overload
     def run(self, workflow: Workflow[P, R], /, *args: P.args, **kwargs: P.kwargs) -> R: ...
@@ -298,11 +355,25 @@ class Client:
     def handle(self, workflow_id: str, workflow: None = None, /) -> Handle[Any]: ...
     def handle(self, workflow_id: str, workflow: Any = None, /) -> Handle[Any]:
         """A handle for an id, without asking the database. See `AsyncClient.handle`."""
-        return self._blocking(self._async.handle(workflow_id, workflow))
+        spec = None if workflow is None else checked_workflow(workflow).spec
+        return self._handle(Started(workflow_id, created=False), spec)
 
-    def signal(self, workflow: AsyncHandle[Any] | Handle[Any] | str, signal: Signal[T], value: T, /) -> None:
+    def signal(
+        self,
+        workflow: AsyncHandle[Any] | Handle[Any] | str,
+        signal: Signal[T],
+        value: T,
+        /,
+        *,
+        tx: CallerConnection | None = None,
+    ) -> None:
         """Send a signal to one workflow. See `AsyncClient.signal`."""
-        self._call(lambda: self._async.signal(workflow, signal, value))
+        if tx is None:
+            self._call(lambda: self._async.signal(workflow, signal, value))
+            return
+        workflow_id = workflow if isinstance(workflow, str) else workflow.id
+        [outcome] = self._transactions.write(tx, [signal_op(workflow_id, signal, value)])
+        check_delivered(outcome, workflow_id, self._transactions.database)
 
     def list(
         self,
@@ -329,128 +400,54 @@ class Client:
         counts: dict[str, int] = self._call(lambda: self._async.counts())
         return counts
 
+    @property
+    def repair(self) -> Repair:
+        """What operators do: `prune`."""
+        return Repair(lambda: self._async.repair, self._call)
 
-class _LoopThread:
-    """A private event loop on a daemon thread, with an `AsyncClient` on it."""
+
+class _Private(LoopThread):
+    """A `Client`'s own loop, with an `AsyncClient` on it."""
 
     def __init__(self, url: str, *, migrate: bool, codec: Codec | None) -> None:
+        super().__init__()
         self.client = AsyncClient(url, codec=codec, _migrate=migrate)
-        self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._loop.run_forever, name="onward-client", daemon=True)
-        self._thread.start()
-
-    def call(self, make: Callable[[], Coroutine[Any, Any, Any]]) -> Any:
-        """Run a coroutine there and wait for it; Ctrl-C cancels it, waits for its end, and goes on."""
-        answer: concurrent.futures.Future[Any] = concurrent.futures.Future()
-        tasks: builtins.list[asyncio.Task[Any]] = []
-
-        def begin() -> None:
-            tasks.append(self._loop.create_task(make()))
-            tasks[0].add_done_callback(lambda task: _pass_on(task, answer))
-
-        def cancel() -> None:  # after `begin`, so there is a task
-            tasks[0].cancel()
-
-        self._loop.call_soon_threadsafe(begin)
-        try:
-            return answer.result()
-        except KeyboardInterrupt:
-            self._loop.call_soon_threadsafe(cancel)
-            concurrent.futures.wait([answer])
-            raise
 
     def close(self) -> None:
-        """Close the client, stop the loop, end the thread."""
+        """Close the client and end the thread."""
         self.call(self.client.close)
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join()
-        self._loop.close()
+        self.end()
 
-
-def _pass_on(task: asyncio.Task[Any], answer: concurrent.futures.Future[Any]) -> None:
-    if task.cancelled():
-        answer.set_exception(asyncio.CancelledError())
-    elif (error := task.exception()) is not None:
-        answer.set_exception(error)
-    else:
-        answer.set_result(task.result())
+    def retire(self) -> None:
+        """As `close`, without waiting."""
+        self.end_after(self.client.close)
 
 
 _clients: weakref.WeakSet[Client] = weakref.WeakSet()
-_abandoned: builtins.list[_LoopThread] = []
+_abandoned: builtins.list[_Private] = []
 """What a forked child inherited: kept for ever, because closing it here would touch the parent's files and sockets."""
 
 
 def _abandon_after_fork() -> None:
     for client in _clients:
         client._lock = threading.Lock()
+        if client._drop is not None:
+            client._drop.detach()
+        client._transactions.forget_store()
         if client._private is not None:
             _abandoned.append(client._private)
             client._private = None
 
 
-os.register_at_fork(after_in_child=_abandon_after_fork)
+def _close_at_exit() -> None:
+    """Close the clients that were left open, as `with` does; else the interpreter complains of tasks that it destroys."""
+    for client in list(_clients):
+        client.close()
 
 
-def _refuse_bad_place() -> None:
-    """A blocking call must not be made in a workflow, nor on the loop of a worker."""
-    if current_execution() is not None:
-        raise NotAllowedInWorkflow("a client does I/O; do this in a step, or use onward.start() for a child workflow")
-    try:
-        loop = asyncio.get_running_loop()
-    except RuntimeError:
-        return
-    if is_worker_loop(loop):
-        raise WrongEventLoop(
-            "a blocking Client on the event loop of a worker would stop that worker; "
-            "use `async with onward.AsyncClient()` here, or make the step a plain `def`"
-        )
-
-
-def _checked(workflow: object) -> Workflow[..., Any]:
-    if not isinstance(workflow, Workflow):
-        hint = "; decorate it with @onward.workflow" if callable(workflow) else ""
-        raise ConfigurationError(f"not a workflow: {workflow!r}{hint}")
-    return workflow
-
-
-def _start_op(bound: BoundWorkflow[Any]) -> StartOp:
-    """All checks of a start, before anything is written."""
-    spec, options = bound.spec, bound.options
-    spec.arguments.resolve()
-    spec.result.resolve()
-    payload, digest = spec.arguments.encode_with_digest(bound.args, bound.kwargs)
-    return StartOp(new_workflow(spec, options, options.id or new_workflow_id(), payload, digest, seed=new_seed()))
-
-
-def _filter(
-    status: str | Iterable[str],
-    type_name: str | Workflow[..., Any] | None,
-    tags: Mapping[str, str] | None,
-    created_after: datetime | None,
-    created_before: datetime | None,
-    before: WorkflowInfo | None,
-    limit: int,
-) -> Filter:
-    statuses = (status,) if isinstance(status, str) else tuple(status)
-    known = FINAL | {"pending", "running", "waiting"}
-    for name in statuses:
-        if name not in known:
-            raise ConfigurationError(f"no such status: {name!r}; there are {', '.join(sorted(known))}")
-    if not 1 <= limit <= 1000:
-        raise ConfigurationError(f"limit must lie between 1 and 1000, not {limit!r}")
-    for at in (created_after, created_before):
-        if at is not None and at.tzinfo is None:
-            raise ConfigurationError(f"datetimes must be timezone-aware, not {at!r}")
-    return Filter(
-        status=statuses,
-        types=() if type_name is None else (type_name if isinstance(type_name, str) else type_name.spec.name,),
-        created_after=None if created_after is None else microseconds(created_after),
-        created_before=None if created_before is None else microseconds(created_before),
-        tags=tuple((tags or {}).items()),
-        before=None if before is None else (microseconds(before.created_at), before.id),
-        limit=limit,
-    )
+if hasattr(os, "register_at_fork"):  # not on Windows
+    os.register_at_fork(after_in_child=_abandon_after_fork)
+atexit.register(_close_at_exit)
 
 
 @overload

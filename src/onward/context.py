@@ -16,8 +16,9 @@ from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar, overload
 
 from onward._engine.replay.calls import ChildHandle, current_execution, start_child, wait_signal, wrap
-from onward._engine.specs import WorkflowSpec
+from onward._engine.specs import PROGRESS, WorkflowSpec
 from onward._engine.stepinfo import StepInfo, current_step_info
+from onward._options import refuse_tx
 from onward._wrappers import BoundWorkflow, Workflow
 from onward.codec import ValueCodec
 from onward.errors import ConfigurationError, NotInWorkflow, UsageError
@@ -123,13 +124,24 @@ def random() -> float:
 
 
 def progress(value: object) -> None:
-    """Show a value (anything that JSON can carry) as the workflow's progress, with its next commit.
+    """Show a value (anything that JSON can carry) as the workflow's progress: in `handle.info()`, `onward show` and the row.
+
+    In workflow code it is shown with the next commit. A step's body, on whatever thread, may call it as often as it likes
+    (an answer that streams in): ten values a second are written, and always the newest. The workflow and all its steps share
+    one value. It is for people and pages: it is not part of the journal, and after a crash the step shows anew.
 
     Raises:
-        NotInWorkflow: outside of workflow code.
+        NotInWorkflow: outside of workflows and their steps.
         CodecError: JSON cannot carry the value.
     """
-    _execution("progress()").set_progress(value)
+    info = current_step_info()
+    execution = current_execution()
+    if execution is not None:
+        execution.set_progress(value)
+    elif info is not None:
+        info.show(PROGRESS.encode(value))
+    else:
+        _execution("progress()")
 
 
 def patched(patch_id: str) -> bool:
@@ -163,6 +175,7 @@ def start(workflow: Any, /, *args: Any, **kwargs: Any) -> Coroutine[Any, Any, Ch
     if not args and not kwargs and hasattr(workflow, "args"):
         args, kwargs = workflow.args, workflow.kwargs
     workflow.spec.arguments.bind(args, kwargs)
+    refuse_tx(workflow.options, workflow.spec.name)
     return start_child(execution, workflow.spec, workflow.options, args, dict(kwargs))
 
 

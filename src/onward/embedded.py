@@ -35,7 +35,7 @@ async def run_here(url: str, spec: WorkflowSpec, handle: AsyncHandle[R], codec: 
     worker = Worker(
         url,
         queues=dict.fromkeys((info.queue, *(row.queue for row in tree))),
-        workflows=_neighbours(spec),
+        workflows=neighbours(spec),
         lifespan=inspect.unwrap(spec.fn).__globals__.get("lifespan"),
         checks_replay=True,
         grace=5.0,
@@ -71,7 +71,7 @@ async def _unfinished(handle: AsyncHandle[R]) -> list[WorkflowRow]:
     return found
 
 
-def _neighbours(spec: WorkflowSpec) -> list[Workflow[..., Any]]:
+def neighbours(spec: WorkflowSpec) -> list[Workflow[..., Any]]:
     """The workflow and all others of its function's module."""
     found: dict[str, Workflow[..., Any]] = {spec.name: Workflow(spec)}
     for value in inspect.unwrap(spec.fn).__globals__.values():

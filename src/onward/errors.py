@@ -8,7 +8,9 @@
     │   ├── NotInWorkflow             a durable call outside a workflow
     │   ├── NotAllowedInWorkflow      I/O, threads or executors inside a workflow: "do this in a step"
     │   ├── WrongEventLoop            an AsyncClient used on another loop, or a Client on a worker's loop
-    │   └── InTransactionalStep       a client write to the database whose only writer the running body holds
+    │   ├── InTransactionalStep       a client write to the database whose only writer the running body holds
+    │   ├── WrongConnection           a tx= that cannot carry the call: another database or kind, no transaction
+    │   └── NotCommitted              asked about a start whose transaction is not committed, or was rolled back
     ├── CodecError                    a value that JSON cannot carry there and back
     ├── WorkflowNotFound              no workflow has this id
     ├── WorkflowAlreadyEnded          it has ended and cannot receive a signal any more
@@ -22,6 +24,8 @@
     ├── NonDeterminismError           the code and the recorded history disagree
     ├── WorkflowStuck                 workflow code never came to rest
     ├── LeaseLost                     this worker no longer owns the workflow; the execution was dropped
+    ├── StoreMoved                    the workflows of this database were moved to another one
+    ├── StoreImporting                this database is the target of a copy that is not complete
     └── StoreError                    the database said no; one of four kinds only
         ├── TransientStoreError       nothing was written; trying again may succeed
         ├── OutcomeUnknown            a commit was sent and no answer came; look before writing again
@@ -70,6 +74,27 @@ class WrongEventLoop(UsageError):
 
 class InTransactionalStep(UsageError):
     """A client write to the very database whose only writer the running transactional step holds."""
+
+
+class WrongConnection(UsageError):
+    """A connection given as ``tx=`` that cannot carry the call: it is of another database, of a kind that this client cannot
+    use, or has no open transaction. Nothing was written."""
+
+
+class NotCommitted(UsageError):
+    """A handle was asked about a workflow whose start, in a caller's transaction, cannot be seen: that transaction is not
+    committed yet, or it was rolled back.
+
+    Attributes:
+        workflow_id: its id.
+    """
+
+    def __init__(self, workflow_id: str) -> None:
+        super().__init__(
+            f"the start of workflow {workflow_id!r} is not committed: commit the transaction that was given as tx= first "
+            "(if it was rolled back, there is no such workflow)"
+        )
+        self.workflow_id = workflow_id
 
 
 class CodecError(OnwardError):
@@ -225,6 +250,35 @@ class WorkflowStuck(OnwardError):
 
 class LeaseLost(OnwardError):
     """This worker no longer owns the workflow: another took it over; the execution here was dropped."""
+
+
+class StoreMoved(OnwardError):
+    """The workflows of this database were moved to another one (``onward copy``); nothing is written here any more.
+
+    Attributes:
+        url: the database that was asked. moved_to: where its workflows are now; without a password.
+    """
+
+    def __init__(self, url: str, moved_to: str) -> None:
+        super().__init__(f"the workflows of {url} were moved to {moved_to}: use that URL")
+        self.url = url
+        self.moved_to = moved_to
+
+
+class StoreImporting(OnwardError):
+    """This database is the target of a copy (``onward copy``) that is not complete; until then nothing can be done in it.
+
+    Attributes:
+        url: the database that was asked. copied_from: where its workflows come from; without a password.
+    """
+
+    def __init__(self, url: str, copied_from: str) -> None:
+        super().__init__(
+            f"the workflows of {copied_from} are being copied to {url}; try again once `onward copy` has ended "
+            "(if it was interrupted, run it again)"
+        )
+        self.url = url
+        self.copied_from = copied_from
 
 
 class StoreError(OnwardError):

@@ -13,14 +13,17 @@ import msgspec
 from onward._codec.undecodable import Undecodable
 from onward._engine import failures
 from onward._engine.specs import WorkflowSpec
-from onward._store.operations import CancelOp, RetryOp
+from onward._store.operations import CancelOp, RetryOp, Started
 from onward._store.records import Status, WorkflowRow
-from onward.errors import ResultTimeout
+from onward._store.within.base import CallerConnection
+from onward.errors import NotCommitted, ResultTimeout, WorkflowNotFound
+from onward.history import export_text
 from onward.info import JournalEntry, WorkflowInfo
 from onward.retry import Duration, seconds
 
 if TYPE_CHECKING:
     from onward._engine.connection import Connection
+    from onward._transactions import CallersTransactions
 
 R = TypeVar("R")
 
@@ -36,15 +39,19 @@ class AsyncHandle(Generic[R]):
     def __init__(
         self,
         connection: Callable[[], Awaitable[Connection]],
-        workflow_id: str,
+        transactions: CallersTransactions,
+        started: Started,
         spec: WorkflowSpec | None,
         *,
-        created: bool = False,
+        is_within: bool = False,
     ) -> None:
         self._connection = connection
+        self._transactions = transactions
+        self._is_within = is_within
+        """It was started in a caller's transaction, and has not been seen committed."""
         self.spec = spec
-        self.id = workflow_id
-        self.created = created
+        self.id = started.id
+        self.created = started.created
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.id!r}>"
@@ -59,6 +66,7 @@ class AsyncHandle(Generic[R]):
             WorkflowFailed: it failed; WorkflowCancelled: it was cancelled; WorkflowTimedOut: its own deadline passed;
             or a class that its definition lists in `raises=`.
             ResultTimeout: `timeout` passed first. WorkflowNotFound: there is no such workflow.
+            NotCommitted: the transaction in which it was started (`tx=`) is not committed.
             CodecError: its result cannot be decoded here.
         """
         row = await self._final_row(None if timeout is None else seconds(timeout, "result(timeout=)"))
@@ -70,13 +78,33 @@ class AsyncHandle(Generic[R]):
 
     async def _final_row(self, timeout_s: float | None) -> WorkflowRow:
         connection = await self._connection()
-        row = await connection.row(self.id)
+        row = await self._row(connection)
         if row.finished_at is not None:
             return row
         final = await connection.outcome(self.id, timeout_s)
         if final is None:
             raise ResultTimeout(self.id, timeout_s or 0)
         return final
+
+    async def _row(self, connection: Connection) -> WorkflowRow:
+        try:
+            row = await connection.row(self.id)
+        except WorkflowNotFound:
+            if self._is_within:
+                raise NotCommitted(self.id) from None
+            raise
+        self._is_within = False
+        return row
+
+    async def _check_committed(self, connection: Connection) -> None:
+        """Before a write: on SQLite it would wait for the very transaction that it depends on."""
+        if self._is_within:
+            await self._row(connection)
+
+    async def _control(self, op: CancelOp | RetryOp) -> bool:
+        connection = await self._connection()
+        await self._check_committed(connection)
+        return await connection.control(op)
 
     def _decode(self, text: str) -> Any:
         if isinstance(text, Undecodable):
@@ -87,27 +115,43 @@ class AsyncHandle(Generic[R]):
 
     async def status(self) -> Status:
         """The status now: pending, running, waiting, completed, failed or cancelled."""
-        return (await (await self._connection()).row(self.id)).status
+        return (await self._row(await self._connection())).status
 
     async def info(self) -> WorkflowInfo:
         """All that is known of the workflow, in one consistent read."""
-        return WorkflowInfo.of(await (await self._connection()).row(self.id))
+        return WorkflowInfo.of(await self._row(await self._connection()))
 
     async def journal(self) -> list[JournalEntry]:
         """Its recorded entries in order, struck-out ones included."""
         connection = await self._connection()
-        await connection.row(self.id)
+        await self._row(connection)
         return [JournalEntry.of(row) for row in await connection.journal(self.id)]
 
-    async def cancel(self) -> bool:
+    async def export(self) -> str:
+        """Its history as a JSON document, for `onward.testing.replay`: arguments, journal, and the seed of its random
+        numbers. Keep it as you would keep what the workflow was given and got. Raises CodecError where this client's codec
+        cannot read a payload."""
+        connection = await self._connection()
+        row = await self._row(connection)
+        journal = await connection.journal(self.id)
+        return export_text(row, journal, await connection.store.seed(self.id) or "")
+
+    async def cancel(self, *, tx: CallerConnection | None = None) -> bool:
         """Ask the workflow to end. One that never ran is cancelled at once; a running one gets CancelledError at its
-        present await and may clean up. Returns False if it had ended already."""
-        return await (await self._connection()).control(CancelOp(self.id))
+        present await and may clean up. Returns False if it had ended already.
+
+        Args:
+            tx: your own open connection, whose transaction the request becomes part of: made once you commit, never if you
+                roll back. See `AsyncClient.start`.
+        """
+        if tx is not None:
+            return await self._transactions.cancel_async(tx, self.id)
+        return await self._control(CancelOp(self.id))
 
     async def retry(self) -> bool:
         """Run a failed or cancelled workflow again from where its history does not yet force that end; the entries after
         that are struck out, on record. One that is backing off runs now. Returns False if it has completed."""
-        return await (await self._connection()).control(RetryOp(self.id))
+        return await self._control(RetryOp(self.id))
 
 
 class Handle(Generic[R]):
@@ -126,6 +170,9 @@ class Handle(Generic[R]):
 
     def __repr__(self) -> str:
         return f"<Handle {self.id!r}>"
+
+    async def _check_committed(self, connection: Connection) -> None:
+        await self._inner._check_committed(connection)
 
     def result(self, *, timeout: Duration | None = None) -> R:
         """Block until the workflow ends, and return its result; see `AsyncHandle.result`."""
@@ -147,8 +194,14 @@ class Handle(Generic[R]):
         entries: list[JournalEntry] = self._call(self._inner.journal)
         return entries
 
-    def cancel(self) -> bool:
+    def export(self) -> str:
+        """Its history as a JSON document; see `AsyncHandle.export`."""
+        return str(self._call(self._inner.export))
+
+    def cancel(self, *, tx: CallerConnection | None = None) -> bool:
         """Ask the workflow to end; see `AsyncHandle.cancel`."""
+        if tx is not None:
+            return self._inner._transactions.cancel(tx, self.id)
         return bool(self._call(self._inner.cancel))
 
     def retry(self) -> bool:

@@ -12,16 +12,19 @@ import hashlib
 import inspect
 import logging
 import os
+import random
 import socket
 import weakref
 from collections.abc import Callable, Iterable
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 from onward._engine import failpoints
 from onward._engine.engine import Engine, EngineOptions
+from onward._engine.seams import Seams
 from onward._engine.specs import StepSpec, WorkflowSpec
 from onward._store.base import Clock, Store
 from onward._store.coded import checked_codec, coded
@@ -30,11 +33,15 @@ from onward._store.urls import database_url
 from onward.codec import Codec
 from onward.definitions import Step, Workflow
 from onward.errors import ConfigurationError, DefinitionError
+from onward.health import WorkerHealth, health_of
 from onward.retry import Duration, seconds
 
 log = logging.getLogger("onward.worker")
 
 Lifespan = AbstractAsyncContextManager[Any] | Callable[[], AbstractAsyncContextManager[Any]]
+
+_SEED = 0
+"""With seams, jitter is the same in every run."""
 
 _worker_loops: weakref.WeakSet[asyncio.AbstractEventLoop] = weakref.WeakSet()
 """Loops that run a worker now: a blocking `Client` must not be called on them."""
@@ -62,6 +69,9 @@ class Worker:
         name: for people; default host and process id.
         code_version: what counts as the same code; default a digest of the source files that define the workflows.
         codec: what payloads are stored with (encryption, say): the same as in the clients. See `Codec`.
+        retention: seconds or timedelta after which finished workflows are deleted, with their whole tree; None (the default)
+            keeps them for ever. Longer than anybody asks for a result, or sends the same start again: an id is new once
+            its workflow is deleted.
         checks_replay: replay every execution from its journal at each park and at its end, and compare (development).
 
     Raises:
@@ -87,11 +97,13 @@ class Worker:
         name: str | None = None,
         code_version: str | None = None,
         codec: Codec | None = None,
+        retention: Duration | None = None,
         checks_replay: bool = False,
         _only: tuple[str, ...] | None = None,
         _on_error: Callable[[str, BaseException, bool], None] | None = None,
         _is_always_parking: bool = False,
         _clock: Clock | None = None,
+        _seams: Seams | None = None,
     ) -> None:
         workflows = tuple(workflows)
         specs = _by_name(workflows)
@@ -106,9 +118,13 @@ class Worker:
         lease_s = seconds(lease, "lease")
         if lease_s < 2:
             raise ConfigurationError(f"lease must be at least 2 s (it is renewed once a second), not {lease!r}")
+        retention_s = None if retention is None else seconds(retention, "retention")
+        if retention_s is not None and retention_s < 1:
+            raise ConfigurationError(f"retention must be at least 1 s, or None to delete nothing, not {retention!r}")
         self.url = database_url(url)
         self.name = name or f"{socket.gethostname()}:{os.getpid()}"
         self._lifespan = lifespan
+        self._workflows = workflows
         self._steps = _steps_of(workflows)
         self._options = EngineOptions(
             workflows=specs,
@@ -122,11 +138,18 @@ class Worker:
             pid=os.getpid(),
             code_version=code_version or code_digest(workflows),
             only=_only,
+            retention_s=retention_s,
             checks_replay=checks_replay,
             is_always_parking=_is_always_parking,
             on_error=_on_error,
+            rng=random.Random() if _seams is None else random.Random(_SEED),
+            seams=_seams,
         )
-        self._store: Store = coded(open_store(self.url, _clock, probe=failpoints.hit), checked_codec(codec))
+        probe = failpoints.hit if _seams is None else _seams.probe
+        self._store: Store = coded(open_store(self.url, _clock, probe=probe), checked_codec(codec))
+        if _seams is not None:
+            self._store = _seams.wrap_store(self._store)
+        self._is_abandoned = False
         self._stopping = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
         self._engine: Engine | None = None
@@ -141,6 +164,25 @@ class Worker:
         """Ask a running worker to end: it claims nothing more, lets running steps end within the grace, and gives the rest
         back unspent. Returns at once; `run` or the `async with` block waits for the end."""
         self._stopping.set()
+
+    def health(self) -> WorkerHealth:
+        """Whether this worker is live and ready, for the probes of whoever runs the process.
+
+        Reads what is in memory: it can be called from any thread, never waits, and answers while the loop is stuck.
+
+        Example::
+
+            @app.get("/ready")
+            def ready() -> Response:
+                return Response(status_code=200 if worker.health().is_ready else 503)
+        """
+        return health_of(
+            self._engine,
+            name=self.name,
+            slots=self._options.slots,
+            lease_s=self._options.lease_s,
+            is_stopping=self._stopping.is_set(),
+        )
 
     async def __aenter__(self) -> Self:
         if self._task is not None:
@@ -186,7 +228,7 @@ class Worker:
                 await stack.enter_async_context(manager)
             engine = Engine(self._store, self._options, contextvars.copy_context())
             self._engine = engine
-            stack.push_async_callback(engine.stop)
+            stack.push_async_callback(self._end, engine)
             await engine.start()
             _worker_loops.add(loop)
             stack.callback(_worker_loops.discard, loop)
@@ -197,6 +239,26 @@ class Worker:
             stopped.cancel()
             if engine.failed.done():
                 engine.failed.result()
+
+    async def _end(self, engine: Engine) -> None:
+        await (engine.bury() if self._is_abandoned else engine.stop())
+
+    def _abandon(self) -> None:
+        """Die as by a SIGKILL, without a word to the database; leaving the `async with` block ends what is left. For the
+        testing kit, whose store refuses whatever is still on its way."""
+        self._is_abandoned = True
+        if self._engine is not None:
+            self._engine.abandon()
+        self._stopping.set()
+
+    def _learn(self, workflows: Iterable[Workflow[..., Any]]) -> None:
+        """Take more workflows from now on. For the testing kit."""
+        known = (*self._workflows, *workflows)
+        self._options = replace(self._options, workflows=_by_name(known))
+        self._workflows, self._steps = known, _steps_of(known)
+        self._check_definitions()
+        if self._engine is not None:
+            self._engine.learn(self._options.workflows)
 
     def _check_definitions(self) -> None:
         """Resolve every type hint now, so that a wrong one is an error at the start and not in the middle of the night."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import sqlite3
 import sys
@@ -18,6 +19,7 @@ import onward as onward_package
 from onward import AsyncClient, Worker, WorkflowFailed
 from onward.cli.group import onward
 from onward.cli.loading import load_module, workflows_of
+from tests.cli.processes import Process, Start
 
 FLOWS = Path(__file__).with_name("cli_flows.py")
 
@@ -54,6 +56,19 @@ def cli() -> Cli:
         return result
 
     return run
+
+
+@pytest.fixture
+def start_worker() -> Iterator[Start]:
+    """Starts workers, and ends them with the test."""
+    with contextlib.ExitStack() as stack:
+
+        def start(*args: str) -> Process:
+            one = Process(*args)
+            stack.callback(one.close)
+            return one
+
+        yield start
 
 
 @pytest.fixture

@@ -12,7 +12,15 @@ from onward import errors
 from onward.cli.group import EXIT_CODES, exit_code
 from tests.cli.conftest import Cli
 
-READS = [["ls"], ["show", "x"], ["signal", "x", "go"], ["cancel", "x"], ["retry", "x"], ["migrate", "--check"]]
+READS = [
+    ["ls"],
+    ["show", "x"],
+    ["signal", "x", "go"],
+    ["cancel", "x"],
+    ["retry", "x"],
+    ["migrate", "--check"],
+    ["doctor"],
+]
 
 
 def error_of(stderr: str) -> str:
@@ -117,7 +125,7 @@ def test_every_error_class_has_a_code_that_the_help_lists() -> None:
 def test_the_help_of_the_group_lists_the_exit_codes_and_all_commands(cli: Cli) -> None:
     text = cli("--help").stdout
     assert "Exit codes:\n    0  done" in text
-    for name in ("cancel", "demo", "ls", "migrate", "retry", "run", "show", "signal", "start", "worker"):
+    for name in ("cancel", "demo", "doctor", "ls", "migrate", "retry", "run", "show", "signal", "start", "worker"):
         assert f"\n  {name} " in text
 
 

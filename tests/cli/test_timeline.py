@@ -10,8 +10,7 @@ import click
 import msgspec
 import pytest
 
-from onward._store.base import WorkerInfo
-from onward._store.records import JournalRow, WorkflowRow
+from onward._store.records import JournalRow, WorkerInfo, WorkflowRow
 from onward.cli.timeline import Picture, lines
 from onward.info import JournalEntry, WorkflowInfo, microseconds
 

@@ -10,13 +10,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from onward.cli import parameters, words
+from onward._store import quantities
+from onward._store.quantities import span
+from onward.cli import parameters
 from onward.cli.parameters import duration, moment, seconds_of, tag
 from onward.cli.settings import one_line
-from onward.cli.words import relative, span
+from onward.cli.words import relative
 
 
-@pytest.mark.parametrize("module", [parameters, words])
+@pytest.mark.parametrize("module", [parameters, quantities])
 def test_the_examples_in_the_docstrings_hold(module: object) -> None:
     result = doctest.testmod(module)  # type: ignore[arg-type]
     assert result.attempted > 0

@@ -1,7 +1,8 @@
 """What the store tests share: a database under test, its clock, and short ways to say what a worker does.
 
 A test is an `async def` that takes `world`; `pytest_pyfunc_call` (imported by the conftests) runs it on a loop of its own and
-closes what it opened. The next database adds a subclass of `World` and its name in `WORLDS`.
+closes what it opened. The next database adds a subclass of `World` and its name in `WORLDS`; where databases may differ, the
+methods of `World` say so.
 """
 
 from __future__ import annotations
@@ -17,7 +18,9 @@ import pytest
 from onward._store.base import Leases, Store
 from onward._store.opening import open_store
 from onward._store.operations import APPLIED, Fence, FinishOp, JournalOp, Op, Outcome, ParkOp, Started, StartOp
+from onward._store.postgres.leases import PostgresLeases
 from onward._store.records import Claimed, ClaimRequest, Entry, EntryKind, NewWorkflow, WorkerRow, WorkflowRow
+from tests.postgres.server import drop_schema, new_schema, url_with
 
 T0 = 1_800_000_000_000_000
 SECOND = 1_000_000
@@ -40,12 +43,15 @@ class World:
     """One empty database, and the stores and lease connections that a test opens on it."""
 
     name = ""
+    keeps_any_text = True
+    """Whether a payload may be something else than JSON; the type json refuses it."""
 
     def __init__(self, tmp_path: Path) -> None:
         self.clock = FakeClock()
         self.tmp_path = tmp_path
         self._stores: list[Store] = []
         self._leases: list[Leases] = []
+        self._registered: list[tuple[Leases, str, int]] = []
 
     def url(self) -> str:
         raise NotImplementedError
@@ -68,7 +74,12 @@ class World:
         leases = store.leases()
         self._leases.append(leases)
         leases.register(worker_row(worker_id), int(lease_s * SECOND))
+        self._registered.append((leases, worker_id, int(lease_s * SECOND)))
         return leases
+
+    def kill(self, leases: Leases) -> None:
+        """Close a lease connection as a killed process leaves it, and let it be seen: most stores see it at once."""
+        leases.close()
 
     def bury_all(self, leases: Leases, worker_id: str) -> int:
         """Bury as a lease thread does, again and again, until stalled workers have had their second chance."""
@@ -95,7 +106,32 @@ class SqliteWorld(World):
         return f"sqlite:///{self.path}"
 
 
-WORLDS: dict[str, Callable[[Path], World]] = {"memory": MemoryWorld, "sqlite": SqliteWorld}
+class PostgresWorld(World):
+    name = "postgres"
+    keeps_any_text = False
+
+    def __init__(self, tmp_path: Path) -> None:
+        super().__init__(tmp_path)
+        self.schema = new_schema()
+
+    def url(self) -> str:
+        return url_with(schema=self.schema)
+
+    async def close(self) -> None:
+        await super().close()
+        drop_schema(self.schema)
+
+    def kill(self, leases: Leases) -> None:
+        """A server tells soon, but never sooner than two looks in a second, to an observer that is older than a lease: here
+        the lease runs out instead (tests/unit/store/test_postgres_leases.py has the fast way). The living renew in time."""
+        leases.close()
+        self.clock.advance(1 + max(lease_us for _, _, lease_us in self._registered) / SECOND)
+        for one, name, lease_us in self._registered:
+            if isinstance(one, PostgresLeases) and one.is_connected:
+                one.renew(name, lease_us)
+
+
+WORLDS: dict[str, Callable[[Path], World]] = {"memory": MemoryWorld, "postgres": PostgresWorld, "sqlite": SqliteWorld}
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -115,7 +115,7 @@ async def test_only_restricts_to_the_given_ids(world: World) -> None:
 async def test_nothing_is_claimed_for_a_worker_that_is_unknown_or_dead(world: World, worker: str) -> None:
     store = await world.open()
     undertaker = world.worker(store, "w1")
-    world.worker(store, "dead").close()
+    world.kill(world.worker(store, "dead"))
     undertaker.bury("w1")
     await start(store)
     assert await store.claim(request(worker)) == []
@@ -147,7 +147,7 @@ async def crash(world: World, times: int) -> None:
     for number in range(times):
         leases = world.worker(store, f"victim{number}")
         [_] = await store.claim(request(f"victim{number}", only=("a",), alone=number >= 2))
-        leases.close()
+        world.kill(leases)
         undertaker.bury("undertaker")
     undertaker.retire("undertaker")
 
@@ -159,7 +159,7 @@ async def test_a_row_that_crashed_twice_is_claimed_alone_only(world: World) -> N
     await start(store, "b", run_at=T0 - 1)
     await crash(world, 2)
     assert (await row(store)).crashes == 2
-    assert await store.next_due(["default"], ["flow"], "c1", alone=True) == T0
+    assert await store.next_due(["default"], ["flow"], "c1", alone=True) == (await row(store)).next_run_at
     assert [one.id for one in await store.claim(request())] == ["b"]
     assert await store.next_due(["default"], ["flow"], "c1") is None
     assert [(one.id, one.crashes) for one in await store.claim(request(alone=True))] == [("a", 2)]

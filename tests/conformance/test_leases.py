@@ -79,11 +79,11 @@ async def test_a_vanished_worker_is_buried_at_once_and_its_rows_released(world: 
     undertaker = world.worker(store, "w2", lease_s=1000)
     fence = await started_and_claimed(store)
     await started_and_claimed(store, "mine", "w2")
-    victim.close()  # as a killed process does
+    world.kill(victim)
     assert undertaker.bury("w2") == 1
     found = await row(store)
     assert (found.status, found.worker, found.crashes, found.attempts) == ("pending", None, 1, 0)
-    assert found.next_run_at == T0
+    assert found.next_run_at == world.clock.now
     assert (await row(store, "mine")).worker == "w2"
     assert await one(store, JournalOp(fence, (entry(1),))) == LEASE_LOST
     assert undertaker.bury("w2") == 0
@@ -120,7 +120,7 @@ async def test_of_two_undertakers_one_releases_each_row(world: World) -> None:
     first, second = world.worker(store, "w2"), world.worker(store, "w3")
     for number in range(5):
         await started_and_claimed(store, f"x{number}")
-    victim.close()
+    world.kill(victim)
     counts = await asyncio.gather(asyncio.to_thread(first.bury, "w2"), asyncio.to_thread(second.bury, "w3"))
     assert sum(counts) == 5
     assert {found.crashes for found in [await row(store, f"x{n}") for n in range(5)]} == {1}
@@ -147,7 +147,7 @@ async def test_the_fourth_crash_fails_the_workflow_and_tells_its_parent(world: W
         victim = world.worker(store, f"v{number}")
         claimed = await store.claim(request(f"v{number}", only=("a",), alone=number >= 2))
         assert [(one.id, one.crashes) for one in claimed] == [("a", number)]
-        victim.close()
+        world.kill(victim)
         assert undertaker.bury("undertaker") == 1
     found = await row(store)
     assert (found.status, found.crashes, found.next_run_at, found.worker) == ("failed", 4, None, None)
@@ -167,7 +167,7 @@ async def test_a_recorded_step_between_crashes_resets_the_count(world: World) ->
         fence = await claim_one(store, worker=f"v{number}")
         if number:
             await record(store, fence, entry(1), reset_counters=True)
-        victim.close()
+        world.kill(victim)
         undertaker.bury("undertaker")
     assert (await row(store)).crashes == 1
 
@@ -179,7 +179,7 @@ async def test_takeover_and_the_owners_last_write_end_in_one_winner(world: World
         undertaker = world.worker(store, f"u-{order}")
         await start(store, order)
         fence = await claim_one(store, order, f"v-{order}")
-        victim.close()
+        world.kill(victim)
         operation = JournalOp(fence, (entry(1),))
         if order == "write first":
             assert await one(store, operation) == APPLIED
@@ -196,7 +196,7 @@ async def test_a_new_worker_row_needs_a_new_id_after_death(world: World) -> None
     store = await world.open()
     victim = world.worker(store, "w1")
     undertaker = world.worker(store, "w2")
-    victim.close()
+    world.kill(victim)
     undertaker.bury("w2")
     fresh = store.leases()
     with pytest.raises(OnwardError):

@@ -35,6 +35,14 @@ async def test_what_is_not_there_reads_as_nothing(world: World) -> None:
     assert await store.list(Filter()) == []
     assert await store.counts() == {}
     assert await store.workers() == []
+    assert await store.seed("nobody") is None
+
+
+async def test_the_seed_is_given_when_it_is_asked_for(world: World) -> None:
+    store = await world.open()
+    workflow = new("a")
+    await one(store, StartOp(workflow))
+    assert await store.seed("a") == workflow.seed
 
 
 async def test_outcomes_are_given_for_the_ended_only(world: World) -> None:

@@ -28,10 +28,13 @@ from onward._engine.engine import Engine
 from onward._engine.runner import Runner
 from onward._store.base import Store
 from onward._store.opening import open_store
+from tests.postgres.server import drop_schema, new_schema, url_with
 
 T = TypeVar("T")
 PATIENCE_S = 6.0
 """How long anything in a test may take before it counts as hung."""
+LOOK_S = 0.05
+"""Between two looks of somebody who waits and is told nothing."""
 
 
 class MovingClock:
@@ -67,10 +70,11 @@ class Mode:
 MODES = {
     "memory": Mode("memory"),
     "sqlite": Mode("sqlite"),
+    "postgres": Mode("postgres"),
     "memory-parking": Mode("memory", is_always_parking=True),
     "memory-checking": Mode("memory", checks_replay=True),
 }
-STORES = ("memory", "sqlite")
+STORES = ("memory", "sqlite", "postgres")
 
 
 class Lab:
@@ -80,7 +84,11 @@ class Lab:
         self.mode = mode
         self.path = path
         self.clock = MovingClock()
-        self.url = f"sqlite:///{path}" if mode.store == "sqlite" else f"memory://{path}"
+        self.schema = new_schema() if mode.store == "postgres" else None
+        if self.schema is not None:
+            self.url = url_with(schema=self.schema)
+        else:
+            self.url = f"sqlite:///{path}" if mode.store == "sqlite" else f"memory://{path}"
         self.store: Store = open_store(self.url, self.clock)
         self.codec: Codec | None = None
         self.workers: list[Worker] = []
@@ -91,6 +99,8 @@ class Lab:
 
     async def close(self) -> None:
         await self.store.close()
+        if self.schema is not None:
+            drop_schema(self.schema)
 
     # ------------------------------------------------------------------ workers and clients
 
@@ -135,7 +145,7 @@ class Lab:
     # ------------------------------------------------------------------ waiting
 
     async def until(self, look: Callable[[], Awaitable[T | bool | None]]) -> T:
-        """Look after every commit until there is something to see."""
+        """Look after every commit until there is something to see; a store need not tell of entries alone, so now and then too."""
         changed = asyncio.Event()
         unsubscribe = self.store.subscribe(changed.set)
         try:
@@ -145,7 +155,9 @@ class Lab:
                     seen = await look()
                     if seen is not None and seen is not False:
                         return seen  # type: ignore[return-value]  # a bool is what T is then
-                    await changed.wait()
+                    with contextlib.suppress(TimeoutError):
+                        async with asyncio.timeout(LOOK_S):
+                            await changed.wait()
         finally:
             unsubscribe()
 

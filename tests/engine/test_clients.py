@@ -192,7 +192,8 @@ async def test_bad_urls_and_databases_are_typed_errors(plain_lab: Lab) -> None:
         "sqlite:///",
         "sqlite://host/x.db",
         "sqlite:///x.db?mode=ro",
-        "postgresql://x/y",
+        "postgresql://x/y?schema=1st",
+        "postgresql://x/y?no_such_option=1",
     ):
         with pytest.raises(ConfigurationError):
             async with AsyncClient(url):

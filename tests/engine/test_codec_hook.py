@@ -31,6 +31,7 @@ from onward._store.operations import JournalOp, Op, Outcome
 from onward.worker import Worker
 from tests.engine import flows
 from tests.engine.support import Lab, keys
+from tests.postgres.server import all_rows
 
 SECRET = "ORWELL-1984"
 said = Signal("said", str)
@@ -133,6 +134,8 @@ def stored(lab: Lab) -> bytes:
     """Everything the database holds, as raw as it can be had."""
     if isinstance(lab.store, MemoryStore):
         return repr(lab.store._database.rows).encode()
+    if lab.schema is not None:
+        return all_rows(lab.schema)
     return b"".join(path.read_bytes() for path in lab.path.parent.iterdir() if path.is_file())
 
 

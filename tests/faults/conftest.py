@@ -1,4 +1,4 @@
-"""Fixtures of the fault tests: the session's fork servers, and a scene for each test."""
+"""Fixtures of the fault tests: the session's fork servers, and a scene on each database for each test."""
 
 from __future__ import annotations
 
@@ -7,8 +7,15 @@ from pathlib import Path
 
 import pytest
 
+from tests.faults.databases import kinds_for
 from tests.faults.processes import ForkServers, fork_servers
 from tests.faults.scenes import Scene
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Each test that asks for a database runs on those that databases.py names for it."""
+    if "kind" in metafunc.fixturenames:
+        metafunc.parametrize("kind", kinds_for(metafunc.function.__name__), scope="module")
 
 
 @pytest.fixture(scope="session")
@@ -19,8 +26,8 @@ def servers() -> Iterator[ForkServers]:
 
 
 @pytest.fixture
-def scene(tmp_path: Path, servers: ForkServers) -> Iterator[Scene]:
+def scene(tmp_path: Path, servers: ForkServers, kind: str) -> Iterator[Scene]:
     """A database of one test; every process that it started is dead afterwards."""
-    made = Scene(tmp_path / "scene", servers)
+    made = Scene(tmp_path / "scene", servers, kind)
     yield made
-    made.kill_all()
+    made.close()

@@ -17,6 +17,7 @@ import signal
 import sqlite3
 import sys
 import threading
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,10 @@ from onward._engine import connection as client_connection
 from onward._engine import dispatcher, failpoints
 from onward._engine.replay.matching import Execution
 from onward._engine.runner import Runner
+from onward._store.base import Leases, Store
 from onward._store.opening import open_store
+from onward._store.postgres.leases import PostgresLeases
+from onward._store.postgres.store import PostgresStore
 from onward._store.records import Claimed, ClaimRequest, WorkerRow
 from onward._store.sqlite.database import Database
 from onward._store.sqlite.leases import SqliteLeases
@@ -42,7 +46,7 @@ from tests.faults.ledger import use_ledger
 class Job(msgspec.Struct, kw_only=True, frozen=True):
     """What a fault process is to do; paths are absolute."""
 
-    database: str
+    url: str
     ledger: str
     log: str
     failpoint: str = ""
@@ -56,11 +60,6 @@ class Job(msgspec.Struct, kw_only=True, frozen=True):
     """Twist and its argument."""
     start: str = ""
     """Not a worker: start `trial(4)` under this id ("many": 5,000 workflows of `three`), and end."""
-
-    @property
-    def url(self) -> str:
-        """The database's URL."""
-        return f"sqlite:///{self.database}"
 
 
 def perform(job: Job) -> None:
@@ -123,18 +122,23 @@ def _count_points(path: str) -> None:
 
 def _lose_claim_reply(_argument: str) -> None:
     """The first claim that takes rows commits, and its caller is told that nobody knows."""
-    claim = SqliteStore.claim
+    for store in (SqliteStore, PostgresStore):
+        _lose_claim_reply_of(store)
+
+
+def _lose_claim_reply_of(store: type[SqliteStore | PostgresStore]) -> None:
+    claim: Any = store.claim
     has_lost = False
 
-    async def losing(self: SqliteStore, request: ClaimRequest) -> list[Claimed]:
+    async def losing(self: Store, request: ClaimRequest) -> list[Claimed]:
         nonlocal has_lost
-        rows = await claim(self, request)
+        rows: list[Claimed] = await claim(self, request)
         if rows and not has_lost:
             has_lost = True
             raise OutcomeUnknown("the connection broke at the commit of a claim")
         return rows
 
-    SqliteStore.claim = losing  # type: ignore[method-assign]
+    store.claim = losing  # type: ignore[method-assign]
 
 
 def _impatient(seconds: str) -> None:
@@ -147,15 +151,20 @@ def _impatient(seconds: str) -> None:
 
 def _busy_registration(calls: str) -> None:
     """These registrations of a worker, counted from 1, find the database busy."""
-    register = SqliteLeases.register
+    for leases in (SqliteLeases, PostgresLeases):
+        _make_registration_busy(leases, calls.split())
+
+
+def _make_registration_busy(leases: type[SqliteLeases | PostgresLeases], calls: list[str]) -> None:
+    register: Any = leases.register
     count = itertools.count(1)
 
-    def busy(self: SqliteLeases, worker: WorkerRow, lease_us: int) -> None:
-        if str(next(count)) in calls.split():
+    def busy(self: Leases, worker: WorkerRow, lease_us: int) -> None:
+        if str(next(count)) in calls:
             raise TransientStoreError("another connection holds the write lock")
         register(self, worker, lease_us)
 
-    SqliteLeases.register = busy  # type: ignore[method-assign]
+    leases.register = busy  # type: ignore[method-assign]
 
 
 def _full_disk(room: str) -> None:
@@ -189,9 +198,17 @@ def _census(path: str) -> None:
     signal.signal(signal.SIGUSR1, take)
 
 
+def _clock_off(seconds: str) -> None:
+    """This machine's wall clock is wrong by so much; its monotonic clock is as good as ever."""
+    right, right_ns, off = time.time, time.time_ns, float(seconds)
+    time.time = lambda: right() + off
+    time.time_ns = lambda: right_ns() + int(off * 1e9)
+
+
 TWISTS = {
     "busy-registration": _busy_registration,
     "census": _census,
+    "clock-off": _clock_off,
     "count-points": _count_points,
     "full-disk": _full_disk,
     "impatient": _impatient,

@@ -92,10 +92,11 @@ def retry_parked(value: int) -> int:
 
 
 @step(transactional=True)
-def book(connection: sqlite3.Connection, amount: int) -> int:
+def book(connection: Any, amount: int) -> int:
     """Inserts into the `bookings` table that the tests make beside Onward's own tables."""
     note()
-    connection.execute("INSERT INTO bookings (amount) VALUES (?)", (amount,))
+    mark = "?" if isinstance(connection, sqlite3.Connection) else "%s"
+    connection.execute(f"INSERT INTO bookings (amount) VALUES ({mark})", (amount,))
     return amount + 1
 
 

@@ -5,7 +5,6 @@ A round spends nearly all of its time waiting (for a sleep, for the takeover), s
 
 from __future__ import annotations
 
-import os
 import signal
 import time
 from collections import Counter
@@ -17,12 +16,11 @@ from typing import Any
 
 from onward.client import Client
 from tests.faults import flows
+from tests.faults.databases import IS_LONG
 from tests.faults.faultworker import Job
 from tests.faults.processes import ForkServers, until
 from tests.faults.scenes import Scene
 
-IS_LONG = bool(os.environ.get("ONWARD_LONG"))
-"""Every N of every loop instead of a sample."""
 SIDE_BY_SIDE = 6
 ID = "t"
 SURVIVED = -1
@@ -41,8 +39,9 @@ class Round:
 class Matrix:
     """A started `trial`, its undisturbed outcome, and rounds on copies of it."""
 
-    def __init__(self, directory: Path, servers: ForkServers) -> None:
-        self.template = Scene(directory / "template", servers)
+    def __init__(self, directory: Path, servers: ForkServers, kind: str) -> None:
+        self.template = Scene(directory / "template", servers, kind)
+        self.template.expect_takeovers()
         self.template.start(flows.trial.using(id=ID).bind(4))
         self.signalled = self.template.copy("signalled")
         _send(self.signalled)
@@ -55,6 +54,12 @@ class Matrix:
         self.undisturbed = undisturbed.outcome()
         self.points = Counter(points.read_text(encoding="utf-8").split())
         """How often each failpoint was passed in the undisturbed run."""
+        undisturbed.close()
+
+    def close(self) -> None:
+        """Remove the databases that rounds are copies of."""
+        self.signalled.close()
+        self.template.close()
 
     def round(self, failpoint: str, *, late_signal: bool = False, **options: Any) -> Round:
         """Kill a worker at `failpoint`, let a fresh one finish, check everything. A late signal is sent after the kill (or when
@@ -64,7 +69,7 @@ class Matrix:
         try:
             return self._play(scene, failpoint, late_signal, options)
         finally:
-            scene.kill_all()
+            scene.close()
 
     def _play(self, scene: Scene, failpoint: str, late_signal: bool, options: dict[str, Any]) -> Round:
         victim = scene.spawn(failpoint=failpoint, **options)

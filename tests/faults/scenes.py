@@ -1,79 +1,86 @@
 """One database with its ledger and its fault processes, and what must be true of them at any time.
 
-Everything is read from the file by plain SQL on a connection of the test's own, and from the ledger: never through the library.
-Triggers of the test's own keep every change of a status, so that a second outcome would be seen even if it were undone.
+Everything is read by plain SQL on a connection of the test's own (databases.py), and from the ledger: never through the library.
 """
 
 from __future__ import annotations
 
 import json
-import shutil
-import sqlite3
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from onward.client import Client
 from onward.definitions import BoundWorkflow
+from tests.faults.databases import Database, make_database
 from tests.faults.faultworker import Job
 from tests.faults.ledger import Line, read_ledger
 from tests.faults.processes import FaultProcess, ForkServers, until
 
 FINAL = ("completed", "failed", "cancelled")
-AUDIT = """
-CREATE TABLE bookings (amount INTEGER);
-CREATE TABLE audit (n INTEGER PRIMARY KEY, workflow_id TEXT, old TEXT, new TEXT, result TEXT, error TEXT);
-CREATE TRIGGER audit_status AFTER UPDATE ON onward_workflows
-WHEN OLD.status IS NOT NEW.status OR OLD.result IS NOT NEW.result
-BEGIN
-    INSERT INTO audit (workflow_id, old, new, result, error) VALUES (NEW.id, OLD.status, NEW.status, NEW.result, NEW.error);
-END;
-CREATE TRIGGER audit_deletion AFTER DELETE ON onward_journal
-BEGIN
-    INSERT INTO audit (workflow_id, new) VALUES (OLD.workflow_id, 'journal entry deleted');
-END;
-"""
 
 
 class Scene:
-    """A database in a directory of its own."""
+    """A database, and a directory with everything else.
 
-    def __init__(self, directory: Path, servers: ForkServers) -> None:
+    Args:
+        directory: made if it is missing.
+        servers: where processes come from.
+        database: its kind, or one that is there.
+    """
+
+    def __init__(self, directory: Path, servers: ForkServers, database: str | Database = "sqlite") -> None:
         directory.mkdir(parents=True, exist_ok=True)
         self.directory = directory
-        self.database = directory / "faults.db"
+        self.database = make_database(database, directory) if isinstance(database, str) else database
         self.ledger_path = directory / "ledger"
-        self.url = f"sqlite:///{self.database}"
+        self.lease_s = 15.0
+        """Of the workers, if they are not told otherwise."""
         self._servers = servers
         self.processes: list[FaultProcess] = []
 
+    @property
+    def url(self) -> str:
+        """The database's URL."""
+        return self.database.url
+
     # --- making
 
+    def expect_takeovers(self) -> None:
+        """Workers of this scene will be killed in front of nobody: see `Database.takeover_lease_s`."""
+        self.lease_s = self.database.takeover_lease_s
+
     def start(self, *workflows: BoundWorkflow[Any]) -> None:
-        """Make the database, with the tests' own tables and triggers, and start these."""
+        """Make the tables, with the tests' own tables and triggers, and start these."""
         with Client(self.url) as client:
-            is_new = not self.database.exists()
+            is_new = not self.database.exists
             client.counts()
             if is_new:
-                with closing(self.connect()) as conn:
-                    conn.executescript(AUDIT)
+                self.database.dress()
             client.start_many(workflows)
 
     def copy(self, name: str) -> Scene:
         """Another scene with a copy of this database, which nobody may have open."""
-        other = Scene(self.directory.parent / name, self._servers)
-        shutil.copyfile(self.database, other.database)
+        directory = self.directory.parent / name
+        directory.mkdir(parents=True, exist_ok=True)
+        other = Scene(directory, self._servers, self.database.copy(name, directory))
+        other.lease_s = self.lease_s
         return other
 
     def spawn(self, **options: Any) -> FaultProcess:
         """Start a worker (or what the job's options say)."""
         log = self.directory / f"process{len(self.processes) + 1}.log"
-        job = Job(database=str(self.database), ledger=str(self.ledger_path), log=str(log), **options)
-        process = self._servers.spawn(job)
+        options = {"url": self.url, "lease": self.lease_s, **options}
+        process = self._servers.spawn(Job(ledger=str(self.ledger_path), log=str(log), **options))
         self.processes.append(process)
         return process
+
+    def close(self) -> None:
+        """End every process that still lives, and remove the database."""
+        self.kill_all()
+        self.database.remove()
 
     def kill_all(self) -> None:
         """End every process that still lives."""
@@ -93,16 +100,9 @@ class Scene:
 
     # --- looking
 
-    def connect(self) -> sqlite3.Connection:
-        """A connection of the test's own, in autocommit mode."""
-        return sqlite3.connect(self.database, isolation_level=None, timeout=10)
-
     def rows(self, sql: str, *parameters: object) -> list[Any]:
-        """Query the file: tuples, or bare values where there is one column."""
-        with closing(self.connect()) as conn:
-            cursor = conn.execute(sql, parameters)
-            is_single = len(cursor.description) == 1
-            return [row[0] if is_single else row for row in cursor.fetchall()]
+        """Ask the database: tuples, or bare values where there is one column."""
+        return self.database.rows(sql, *parameters)
 
     def statuses(self) -> Counter[str]:
         """How many workflows there are of each status."""
@@ -121,11 +121,11 @@ class Scene:
         """The keys of the bodies that ran for one workflow, in order."""
         return [line.key for line in self.bodies() if line.workflow == workflow_id]
 
-    def until_final(self, timeout_s: float = 30.0) -> None:
+    def until_final(self, timeout_s: float = 30.0, *, pause_s: float = 0.01) -> None:
         """Wait until every workflow has ended."""
         sql = "SELECT count(*) FROM onward_workflows WHERE status NOT IN ('completed', 'failed', 'cancelled')"
         try:
-            until(lambda: self.rows(sql) == [0], "the end of every workflow", timeout_s=timeout_s)
+            until(lambda: self.rows(sql) == [0], "the end of every workflow", timeout_s=timeout_s, pause_s=pause_s)
         except AssertionError as error:
             raise AssertionError(f"{error}\n{self.describe()}") from None
 
@@ -164,7 +164,7 @@ class Scene:
         `may_stall`: processes were stopped at random moments; one of these may be the moment between a body's last look at
         the lease and its first line, against which there is no help.
         """
-        assert not self.rows("PRAGMA integrity_check") or self.rows("PRAGMA integrity_check") == ["ok"]
+        assert not self.database.complaints()
         self._check_outcomes()
         self._check_journals()
         if not may_stall:
@@ -200,33 +200,23 @@ class Scene:
     def _check_bodies(self) -> None:
         """No body began after its result had been recorded; every recorded result has a body."""
         recorded = {
-            (workflow_id, key): finished_at
-            for workflow_id, key, finished_at in self.rows(
-                "SELECT workflow_id, key, finished_at FROM onward_journal WHERE kind = 'step' AND struck = 0"
-            )
+            (workflow_id, key): finished_at for workflow_id, key, finished_at in self.rows(self.database.recorded)
         }
         bodies = self.bodies()
         late = [line for line in bodies if line.at_us > recorded.get((line.workflow, line.key), line.at_us)]
-        assert not late, f"bodies that ran although their result was recorded: {late}"
+        assert not late, f"bodies that ran although their result was recorded: {late[:9]}"
         assert set(recorded) <= {(line.workflow, line.key) for line in bodies}
 
     def _check_sources(self) -> None:
         """Each workflow that has not ended is claimable, held by a worker with a row, or waits for what can still come."""
-        with closing(self.connect()) as conn:
-            conn.execute("BEGIN")
-            open_rows = conn.execute(
+        with self.database.snapshot() as ask:
+            open_rows = ask(
                 "SELECT id, status, next_run_at, worker, waiting_for FROM onward_workflows"
                 " WHERE status NOT IN ('completed', 'failed', 'cancelled')"
-            ).fetchall()
-            workers = {row[0] for row in conn.execute("SELECT id FROM onward_workers WHERE is_dead = 0")}
-            children = {
-                row[0]
-                for row in conn.execute("SELECT DISTINCT parent_id FROM onward_workflows WHERE finished_at IS NULL")
-            }
-            unread = {
-                (row[0], row[1], row[2])
-                for row in conn.execute("SELECT workflow_id, kind, name FROM onward_mailbox WHERE is_read = 0")
-            }
+            )
+            workers = set(ask("SELECT id FROM onward_workers WHERE is_dead = 0"))
+            children = set(ask("SELECT DISTINCT parent_id FROM onward_workflows WHERE finished_at IS NULL"))
+            unread = set(ask("SELECT workflow_id, kind, name FROM onward_mailbox WHERE is_read = 0"))
         for workflow_id, status, next_run_at, worker, waiting_for in open_rows:
             match status:
                 case "pending":

@@ -13,7 +13,8 @@ import pytest
 
 from onward.client import Client
 from tests.faults import flows
-from tests.faults.kills import ID, IS_LONG, Matrix
+from tests.faults.databases import IS_LONG
+from tests.faults.kills import ID, Matrix
 from tests.faults.processes import FaultProcess, ForkServers
 from tests.faults.scenes import Scene
 
@@ -24,9 +25,11 @@ WORKER_COUNT = 3
 LEASE_S = 2.0
 
 
-def test_random_stops_and_kills_change_no_outcome(tmp_path: Path, servers: ForkServers, scene: Scene) -> None:
+def test_random_stops_and_kills_change_no_outcome(
+    tmp_path: Path, servers: ForkServers, scene: Scene, kind: str
+) -> None:
     """Whatever is stopped past its lease, woken in the middle of something, or killed: each workflow ends once and alike."""
-    matrix = Matrix(tmp_path, servers)
+    matrix = Matrix(tmp_path, servers, kind)
     seed = time.time_ns()
     print(f"random seed {seed}")
     rng = random.Random(seed)
@@ -48,6 +51,7 @@ def test_random_stops_and_kills_change_no_outcome(tmp_path: Path, servers: ForkS
         worker.stop()
     scene.check(may_stall=True)
     wanted = matrix.undisturbed
+    matrix.close()
     found = scene.outcome()
     for one in ids:
         assert _part(found, one) == _part(wanted, ID)

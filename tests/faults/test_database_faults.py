@@ -12,6 +12,7 @@ from onward.client import Client
 from onward.definitions import Workflow
 from onward.errors import FatalStoreError
 from tests.faults import flows
+from tests.faults.databases import SqliteFile
 from tests.faults.processes import FaultProcess, until
 from tests.faults.scenes import Scene
 
@@ -33,6 +34,12 @@ def check_all_done(scene: Scene) -> None:
     scene.check()
 
 
+def sqlite(scene: Scene) -> SqliteFile:
+    """The database of a scene that is on SQLite."""
+    assert isinstance(scene.database, SqliteFile)
+    return scene.database
+
+
 def complaints(worker: FaultProcess) -> Counter[str]:
     """How many warnings each part of the worker has logged."""
     return Counter(re.findall(r"WARNING (onward\.\w+):", worker.log))
@@ -43,7 +50,7 @@ def test_a_file_locked_by_a_stranger_delays_and_nothing_else(scene: Scene) -> No
     start_some(scene)
     with scene.worker(twists={"impatient": "0.2"}) as worker:
         until(lambda: scene.bodies_of("at-gate"), "the body at the gate")
-        with closing(scene.connect()) as stranger:
+        with closing(sqlite(scene).connect()) as stranger:
             stranger.execute("BEGIN IMMEDIATE")
             (scene.directory / "gate").touch()
             until(lambda: complaints(worker).keys() >= {"onward.committer", "onward.lease"}, "complaints")
@@ -58,7 +65,7 @@ def test_a_worker_that_stops_while_the_database_takes_no_writes_ends_all_the_sam
     start_some(scene)
     stopping = scene.spawn(twists={"impatient": "0.2"}, grace=0.1)
     until(lambda: scene.bodies_of("at-gate"), "the body at the gate")
-    with closing(scene.connect()) as stranger:
+    with closing(sqlite(scene).connect()) as stranger:
         stranger.execute("BEGIN IMMEDIATE")
         stopping.stop()
         stranger.execute("ROLLBACK")
@@ -102,11 +109,11 @@ def test_a_damaged_file_is_reported_and_the_worker_goes_on_when_it_is_mended(sce
 
 def test_a_worker_on_a_file_that_is_no_database_ends_with_a_clear_error(scene: Scene) -> None:
     """It does not start, does not touch the file, and says what is wrong."""
-    scene.database.write_bytes(b"This is a letter to a friend. " * 500)
+    sqlite(scene).path.write_bytes(b"This is a letter to a friend. " * 500)
     worker = scene.spawn()
     assert worker.wait() == 70
     assert "the file is not an SQLite database: check the URL" in worker.log
-    assert scene.database.read_bytes() == b"This is a letter to a friend. " * 500
+    assert sqlite(scene).path.read_bytes() == b"This is a letter to a friend. " * 500
 
 
 def test_rows_whose_claim_was_not_answered_are_released_by_their_own_worker(scene: Scene) -> None:
@@ -123,7 +130,7 @@ def test_rows_whose_claim_was_not_answered_are_released_by_their_own_worker(scen
 
 def _point_table_to(scene: Scene, page: int) -> None:
     """Damage (or mend) the file so that every connection of every process notices."""
-    with closing(scene.connect()) as conn:
+    with closing(sqlite(scene).connect()) as conn:
         conn.execute("PRAGMA writable_schema = ON")
         conn.execute("UPDATE sqlite_schema SET rootpage = ? WHERE name = 'onward_workflows'", (page,))
         [version] = conn.execute("PRAGMA schema_version").fetchone()

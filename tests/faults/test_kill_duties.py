@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import signal
 from collections import Counter
-from contextlib import closing
 
 import pytest
 
@@ -19,6 +18,7 @@ WHEN = pytest.mark.parametrize("when", ["before", "after"])
 
 
 def start_some(scene: Scene) -> None:
+    scene.expect_takeovers()
     scene.start(*(flows.three.using(id=f"w-{number:02}").bind(number) for number in range(COUNT)))
 
 
@@ -66,6 +66,7 @@ def test_children_that_outlive_a_killed_worker_do_not_prove_it_alive(scene: Scen
 def test_a_worker_that_dies_while_it_renews_is_taken_over_from_like_any_other(scene: Scene, when: str) -> None:
     """The renewal of a dead worker does not keep its rows."""
     gate = scene.directory / "gate"
+    scene.expect_takeovers()
     scene.start(flows.gated.using(id="held").bind(str(gate)))
     die(scene.spawn(failpoint=f"renew:{when}-commit"))
     gate.touch()
@@ -87,10 +88,8 @@ def test_a_worker_that_dies_while_it_releases_what_it_does_not_hold_loses_nothin
 def test_a_worker_that_dies_while_it_adopts_leaves_the_rows_due_or_waiting(scene: Scene, when: str) -> None:
     """What other code could not replay is tried by this code, at the latest by the next worker that has it."""
     start_some(scene)
-    with closing(scene.connect()) as conn:
-        conn.execute(
-            "UPDATE onward_workflows SET diverged_by = '[\"other code\"]', next_run_at = next_run_at + 300000000 WHERE id > 'w-05'"
-        )
+    far = scene.database.instant(4_102_444_800_000_000)
+    scene.database.update("workflows", f"""diverged_by = '{{"other code": 0}}', next_run_at = {far}""", "id > 'w-05'")
     die(scene.spawn(failpoint=f"adopt:{when}-commit"))
     scene.check()
     check_end(scene)

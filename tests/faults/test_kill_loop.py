@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
 
 from tests.faults.kills import IS_LONG, Matrix, tell
@@ -13,9 +15,11 @@ STRIDE = 1 if IS_LONG else 3
 
 
 @pytest.fixture(scope="module")
-def matrix(tmp_path_factory: pytest.TempPathFactory, servers: ForkServers) -> Matrix:
+def matrix(tmp_path_factory: pytest.TempPathFactory, servers: ForkServers, kind: str) -> Iterator[Matrix]:
     """The undisturbed run and copies of its database."""
-    return Matrix(tmp_path_factory.mktemp("loop"), servers)
+    made = Matrix(tmp_path_factory.mktemp("loop"), servers, kind)
+    yield made
+    made.close()
 
 
 @pytest.mark.parametrize("mode", ["ordinary", "late_signal", "always_parks"])

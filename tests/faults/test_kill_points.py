@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
 
 from tests.faults.kills import IS_LONG, Matrix, tell
@@ -14,9 +16,11 @@ POINTS = ["body:after", "body:before", "flush:after", "flush:before", *COMMITS]
 
 
 @pytest.fixture(scope="module")
-def matrix(tmp_path_factory: pytest.TempPathFactory, servers: ForkServers) -> Matrix:
+def matrix(tmp_path_factory: pytest.TempPathFactory, servers: ForkServers, kind: str) -> Iterator[Matrix]:
     """The undisturbed run and copies of its database."""
-    return Matrix(tmp_path_factory.mktemp("points"), servers)
+    made = Matrix(tmp_path_factory.mktemp("points"), servers, kind)
+    yield made
+    made.close()
 
 
 def test_the_undisturbed_run_passes_every_point_that_is_killed_at(matrix: Matrix) -> None:

@@ -50,6 +50,7 @@ def test_workers_killed_at_random_change_no_outcome(scene: Scene) -> None:
     seed = time.time_ns()
     print(f"random seed {seed}")
     rng = random.Random(seed)
+    scene.expect_takeovers()
     start_many(scene, count)
     workers = [scene.spawn(slots=10) for _ in range(WORKER_COUNT)]
     kill_count = 0
@@ -75,9 +76,11 @@ def test_workers_killed_at_random_change_no_outcome(scene: Scene) -> None:
     check_results(scene, count)
 
 
-def test_a_workflow_gets_to_its_end_however_often_its_workers_die(tmp_path: Path, servers: ForkServers) -> None:
+def test_a_workflow_gets_to_its_end_however_often_its_workers_die(
+    tmp_path: Path, servers: ForkServers, kind: str
+) -> None:
     """Each worker dies some dozens of failpoints after its start, life after life: recorded steps make the progress."""
-    matrix = Matrix(tmp_path, servers)
+    matrix = Matrix(tmp_path, servers, kind)
     scene = matrix.signalled.copy("deaths")
     seed = time.time_ns()
     print(f"random seed {seed}")
@@ -92,3 +95,5 @@ def test_a_workflow_gets_to_its_end_however_often_its_workers_die(tmp_path: Path
     print(f"{deaths} deaths")
     assert deaths >= 3
     assert scene.outcome() == matrix.undisturbed
+    scene.close()
+    matrix.close()

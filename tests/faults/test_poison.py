@@ -16,6 +16,7 @@ def test_a_poison_workflow_fails_alone_and_takes_no_neighbour_along(scene: Scene
     """Fifty long workflows are in the middle of a step each time the worker dies; none of them fails. The poison runs alone
     from its second crash on, and ends `failed` with WorkflowCrashed after two crashes alone."""
     gate = scene.directory / "gate"
+    scene.expect_takeovers()
     innocents = [flows.gated.using(id=f"innocent-{number:02}").bind(str(gate)) for number in range(INNOCENT_COUNT)]
     poison = flows.poison.using(id="poison").bind()
     scene.start(*innocents[:25], poison, *innocents[25:])

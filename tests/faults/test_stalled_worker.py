@@ -7,9 +7,7 @@ from when its lease has run out and the same run-out lease is seen again a secon
 from __future__ import annotations
 
 import signal
-import sqlite3
 import time
-from contextlib import closing
 
 import pytest
 
@@ -88,8 +86,7 @@ def test_a_worker_that_finds_itself_dead_while_the_database_is_busy_still_takes_
     """The new registration is tried until the database takes it: a worker never stays behind without a lease."""
     scene.start()
     with scene.worker(lease=LEASE_S, twists={"busy-registration": "2 3 4"}) as worker:
-        with closing(scene.connect()) as conn:
-            conn.execute("UPDATE onward_workers SET is_dead = 1")
+        scene.database.update("workers", "is_dead = true")
         until(lambda: "cannot be registered" in worker.log, "that the worker cannot register")
         with Client(scene.url) as client:
             assert client.start(flows.three, 5).result(timeout=20) == 17
@@ -97,15 +94,8 @@ def test_a_worker_that_finds_itself_dead_while_the_database_is_busy_still_takes_
 
 
 def stop_between_writes(worker: FaultProcess, scene: Scene) -> None:
-    """SIGSTOP, at a moment at which the worker does not hold the file's write lock (nobody could write any more)."""
-    while True:
+    """SIGSTOP, at a moment at which the worker does not hold SQLite's write lock (nobody could write any more)."""
+    worker.send(signal.SIGSTOP)
+    while not scene.database.is_free_of_writers():
+        worker.send(signal.SIGCONT)
         worker.send(signal.SIGSTOP)
-        with closing(scene.connect()) as conn:
-            conn.execute("PRAGMA busy_timeout = 50")
-            try:
-                conn.execute("BEGIN IMMEDIATE")
-            except sqlite3.OperationalError:
-                worker.send(signal.SIGCONT)
-                continue
-            conn.execute("ROLLBACK")
-            return

@@ -5,7 +5,7 @@ from typing import assert_type
 from uuid import UUID
 
 import onward
-from onward import AsyncClient, AsyncHandle, ChildHandle, Client, Handle, Signal, Worker, step, workflow
+from onward import AsyncClient, AsyncHandle, ChildHandle, Client, Handle, Pruned, Signal, Worker, step, workflow
 
 approved = Signal("approved", bool)
 
@@ -48,6 +48,7 @@ async def with_async_client(users: list[int]) -> None:
         assert_type(await client.run(parent, 42), str)
         assert_type(await client.handle("p", parent).result(timeout=30), str)
         await client.signal("p", approved, True)
+        assert_type(await client.repair.prune(timedelta(days=30), status="failed", type=child), Pruned)
 
 
 def with_client(users: list[int]) -> None:
@@ -58,8 +59,9 @@ def with_client(users: list[int]) -> None:
     assert_type(client.handle("p", child).result(), list[str])
     assert_type(onward.run(parent.using(id="p"), 42), str)
     client.signal(client.handle("p"), approved, False)
+    assert_type(client.repair.prune(3600, status=["completed", "failed"], dry_run=True), Pruned)
 
 
 async def with_worker() -> None:
-    async with Worker("sqlite:///x.db", workflows=[parent, child], slots=10):
+    async with Worker("sqlite:///x.db", workflows=[parent, child], slots=10, retention=timedelta(days=30)):
         pass

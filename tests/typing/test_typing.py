@@ -39,7 +39,10 @@ def by_mypy() -> dict[str, set[int]]:
 @pytest.fixture(scope="module")
 def by_pyright() -> dict[str, set[int]]:
     """Lines that pyright in strict mode reports, by file name."""
-    run = _run([sys.executable, "-m", "pyright", "--outputjson"], {"PYRIGHT_PYTHON_IGNORE_WARNINGS": "1"})
+    run = _run(
+        [sys.executable, "-m", "pyright", "--pythonpath", sys.executable, "--outputjson"],
+        {"PYRIGHT_PYTHON_IGNORE_WARNINGS": "1"},
+    )
     assert run.returncode in (0, 1), f"pyright did not work:\n{run.stdout}{run.stderr}"
     found: dict[str, set[int]] = {}
     for diagnostic in json.loads(run.stdout)["generalDiagnostics"]:

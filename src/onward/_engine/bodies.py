@@ -18,7 +18,7 @@ from onward._engine import failpoints
 from onward._engine.failures import StepTimeout
 from onward._engine.replay.commands import RunStep
 from onward._engine.serving import Serving
-from onward._engine.stepinfo import StepInfo, entered
+from onward._engine.stepinfo import StepInfo, entered, surrounding_of_bodies
 from onward._store.base import TransactionTimedOut
 from onward._store.operations import Fence, JournalOp
 from onward._store.records import Entry
@@ -54,8 +54,10 @@ class Transactor(Protocol):
         *,
         limit_s: float,
         context: contextvars.Context,
+        is_async: bool = False,
     ) -> Any:
-        """Run `body(connection)` in `context`, record `finish(its result)` and commit, all in one transaction."""
+        """Run `body(connection)` in `context`, record `finish(its result)` and commit, all in one transaction. `is_async`: the
+        body returns an awaitable, and its connection is an async one (only where the store has such)."""
         ...
 
 
@@ -110,6 +112,7 @@ class Bodies:
         self._context = context
         self.running: set[Body] = set()
         """Those in threads and transactions."""
+        self._abandoned: list[asyncio.Future[Any]] = []
 
     def start(self, body: Body) -> None:
         """Begin one try; `body.host` is told its end on this loop, never before this call has returned."""
@@ -141,7 +144,10 @@ class Bodies:
         self, body: Body, store: Transactor, fence: Fence, finish: Callable[[Any], JournalOp]
     ) -> None:
         command = body.command
-        limit_s = command.spec.timeout_s if command.spec.timeout_s is not None else TRANSACTION_LIMIT_S
+        limit_s = command.spec.timeout_s
+        if limit_s is None:
+            limit_s = getattr(store, "transaction_limit_s", TRANSACTION_LIMIT_S)
+        options = {"is_async": True} if command.spec.is_async else {}
         recorded: Entry | None = None
         error: BaseException | None = None
 
@@ -156,7 +162,7 @@ class Bodies:
             return operation
 
         try:
-            await store.run_transaction(fence, call, record, limit_s=limit_s, context=self._context.copy())
+            await store.run_transaction(fence, call, record, limit_s=limit_s, context=self._context.copy(), **options)
         except TransactionTimedOut:
             error = StepTimeout(f"the transactional body ran longer than {limit_s:g} s and was rolled back")
         except BaseException as caught:  # the body's error travels as a value; see the module docstring
@@ -239,9 +245,29 @@ class Bodies:
         command = body.command
         return _call_in_thread(body.info, command.spec.fn, command.args, command.kwargs)
 
+    def abandon(self) -> None:
+        """The worker dies: no end of any body is heard of any more."""
+        for body in self.running:
+            if body.task is not None:
+                body.task.add_done_callback(_look_away)
+                self._abandoned.append(body.task)
+        self.running.clear()
+        self._pool.shutdown(wait=False, cancel_futures=True)
+
+    async def bury(self) -> None:
+        """After `abandon`: wait for what runs on this loop. Threads cannot be ended; nobody waits for them."""
+        tasks = [one for one in self._abandoned if isinstance(one, asyncio.Task)]
+        await asyncio.gather(*self._serving.tasks, *tasks, return_exceptions=True)
+        self._abandoned.clear()
+
     def close(self) -> None:
         """Take no more bodies; threads that still run are left to end by themselves."""
         self._pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _look_away(future: asyncio.Future[Any]) -> None:
+    if not future.cancelled():
+        future.exception()
 
 
 class _Unbegun(Exception):
@@ -250,8 +276,12 @@ class _Unbegun(Exception):
 
 def _call_in_thread(info: StepInfo, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     entered(info)
+    surrounding = surrounding_of_bodies()
     try:
-        return fn(*args, **kwargs)
+        if surrounding is None:
+            return fn(*args, **kwargs)
+        with surrounding():
+            return fn(*args, **kwargs)
     except StopIteration as error:  # a future cannot carry it
         raise RuntimeError("the step raised StopIteration") from error
 

@@ -7,6 +7,9 @@ The prefix rule: the operations of one owner commit in order or not at all. Once
 all its later operations, queued ones too, are never written. A batch that the database refuses as a whole is split between
 owners only, so that a poisonous operation fails alone. While the database is away the batch waits and is written again;
 after an unknown commit it is written with `retry=True`, which looks before it writes.
+
+What the store answers with `BUSY` (a stranger's open transaction holds the row) is put aside with everything else of its owner,
+and written apart from the others after a growing pause, so that one open transaction never holds up a whole worker.
 """
 
 from __future__ import annotations
@@ -19,7 +22,7 @@ from typing import Protocol
 
 from onward._engine import failpoints
 from onward._store.base import Store
-from onward._store.operations import LEASE_LOST, LeaseLostOutcome, Op, Outcome
+from onward._store.operations import LEASE_LOST, Busy, LeaseLostOutcome, Op, Outcome
 from onward.errors import FatalStoreError, OutcomeUnknown, StoreConflict, StoreError, TransientStoreError
 
 log = logging.getLogger("onward.committer")
@@ -28,8 +31,14 @@ MAX_BATCH = 2_000
 """Operations in one transaction: keeps a commit in the low tens of milliseconds."""
 
 
+BUSY_PAUSE_S, LONGEST_BUSY_PAUSE_S = 0.02, 0.5
+"""Before what was busy is written again."""
+
 SHARE = 256
 """Operations whose owners are told in one turn of the loop."""
+
+
+_LOCKED = "another transaction holds the workflow's row; nothing was written, try again"
 
 
 class Owner(Protocol):
@@ -65,6 +74,13 @@ class Committer:
         self._idle.set()
         self._task: asyncio.Task[None] | None = None
         self._is_failing = False
+        self._aside: dict[int, list[tuple[Op, Owner]]] = {}
+        """What was busy, by its owner's id(), in order."""
+        self._aside_since: dict[int, float] = {}
+        self._aside_pause_s = BUSY_PAUSE_S
+        self._aside_timer: asyncio.TimerHandle | None = None
+        self._is_recalled = False
+        """What stands aside is to be written now."""
 
     def start(self) -> None:
         """Begin to flush; the committer owns its task until `stop`."""
@@ -77,7 +93,25 @@ class Committer:
         try:
             await self._idle.wait()
         finally:
+            self.abandon()
+            await self.bury()
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether nothing is queued or on its way."""
+        return self._idle.is_set()
+
+    def abandon(self) -> None:
+        """End at once: what is queued is never written, as in a crash."""
+        if self._aside_timer is not None:
+            self._aside_timer.cancel()
+            self._aside_timer = None
+        if self._task is not None:
             self._task.cancel()
+
+    async def bury(self) -> None:
+        """After `abandon`: wait for the task's end."""
+        if self._task is not None:
             await asyncio.gather(self._task, return_exceptions=True)
             self._task = None
 
@@ -89,6 +123,9 @@ class Committer:
 
     def submit(self, op: Op, owner: Owner) -> None:
         """Queue an operation; its owner is called after the commit, on this loop."""
+        if self._aside and id(owner) in self._aside:
+            self._aside[id(owner)].append((op, owner))
+            return
         self._queue.append((op, owner))
         if len(self._queue) == 1:
             self._wake.set()
@@ -97,12 +134,15 @@ class Committer:
     async def _run(self) -> None:
         while True:
             await self._wake.wait()
+            if self._is_recalled:
+                await self._flush_aside()
             batch, self._queue = self._queue[:MAX_BATCH], self._queue[MAX_BATCH:]
-            if not self._queue:
+            if not self._queue and not self._is_recalled:
                 self._wake.clear()
-            await self._flush(batch)
+            if batch:
+                await self._flush(batch)
             del batch  # else an idle worker would keep the executions of its last batch
-            if not self._queue:
+            if not self._queue and not self._aside:
                 self._idle.set()
 
     async def _flush(self, batch: list[tuple[Op, Owner]], *, is_retry: bool = False) -> None:
@@ -129,6 +169,11 @@ class Committer:
                 continue
             failpoints.hit("flush:after")
             self._say_well()
+            if Busy in map(type, outcomes):
+                answered = list(zip(batch, outcomes, strict=True))
+                self._put_aside([item for item, outcome in answered if type(outcome) is Busy])
+                batch = [item for item, outcome in answered if type(outcome) is not Busy]
+                outcomes = [outcome for _, outcome in answered if type(outcome) is not Busy]
             self._settle(batch, outcomes, 0)
             return
 
@@ -143,6 +188,39 @@ class Committer:
             owner.settled(op, outcome)
             if type(outcome) is LeaseLostOutcome:
                 owner.is_dropped = True
+
+    def _put_aside(self, items: list[tuple[Op, Owner]]) -> None:
+        """Keep what was busy, and whatever else its owners have queued, for later."""
+        now = asyncio.get_running_loop().time()
+        owners = {id(owner) for _, owner in items}
+        items += [item for item in self._queue if id(item[1]) in owners]
+        self._queue = [item for item in self._queue if id(item[1]) not in owners]
+        for item in items:
+            self._aside.setdefault(id(item[1]), []).append(item)
+            self._aside_since.setdefault(id(item[1]), now)
+        if self._aside_timer is None:
+            pause_s = self._aside_pause_s * (0.5 + self._rng.random())
+            self._aside_timer = asyncio.get_running_loop().call_later(pause_s, self._recall)
+
+    def _recall(self) -> None:
+        self._aside_timer = None
+        self._is_recalled = True
+        self._wake.set()
+
+    async def _flush_aside(self) -> None:
+        """Write what stands aside, looking before: nobody knows what became of it meanwhile."""
+        self._is_recalled = False
+        aside, self._aside = self._aside, {}
+        since, now = self._aside_since, asyncio.get_running_loop().time()
+        for owner in list(aside):
+            if self._patience_s is not None and now - since[owner] > self._patience_s:
+                self._refuse(aside.pop(owner), TransientStoreError(_LOCKED))
+                del since[owner]
+        self._aside_pause_s = min(self._aside_pause_s * 2, LONGEST_BUSY_PAUSE_S)
+        await self._flush([item for items in aside.values() for item in items], is_retry=True)
+        self._aside_since = {owner: at for owner, at in since.items() if owner in self._aside}
+        if not self._aside:
+            self._aside_pause_s = BUSY_PAUSE_S
 
     async def _split(self, batch: list[tuple[Op, Owner]], error: StoreConflict, *, is_retry: bool) -> None:
         """Halve a refused batch between owners, until the poisonous owner stands alone."""

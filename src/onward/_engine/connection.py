@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+from collections.abc import Callable
 from typing import Self
 
 from onward._engine.committer import Call, Committer
@@ -30,14 +31,26 @@ class Connection:
         migrate: create or upgrade the schema when it opens; if False, a missing file or schema is a SchemaError.
         codec: what payloads are stored with, if anything.
         clock: the time of a database that has none of its own (tests move it).
+        probe: passed by the store at its commits (the testing kit's).
+        wrap_store: gives the store to use (the testing kit's).
     """
 
     def __init__(
-        self, url: str, *, migrate: bool = True, codec: Codec | None = None, clock: Clock | None = None
+        self,
+        url: str,
+        *,
+        migrate: bool = True,
+        codec: Codec | None = None,
+        clock: Clock | None = None,
+        probe: Callable[[str], None] | None = None,
+        wrap_store: Callable[[Store], Store] | None = None,
     ) -> None:
         self.url = url
         self._migrate = migrate
-        self.store: Store = coded(open_store(url, clock), codec)
+        store = open_store(url, clock) if probe is None else open_store(url, clock, probe=probe)
+        self.store: Store = coded(store, codec)
+        if wrap_store is not None:
+            self.store = wrap_store(self.store)
         self.loop = asyncio.get_running_loop()
         self.committer = Committer(self.store, patience_s=PATIENCE_S)
         self._watcher = OutcomeWatcher(self.store)

@@ -60,6 +60,9 @@ class Dispatcher:
         self._failing: set[Callable[[], Awaitable[None]]] = set()
         """Which of the two loops met a database that cannot be used: the other one's luck is no end of it."""
         self.is_stopping = False
+        self._seams = engine.options.seams
+        self._is_resting = False
+        self._is_reading_mail = False
 
     # ------------------------------------------------------------------ life
 
@@ -121,6 +124,63 @@ class Dispatcher:
             if queue not in self._queues:
                 self._queues = (*self._queues, queue)
 
+    def learn(self, types: tuple[str, ...]) -> None:
+        """Serve these types from now on."""
+        self._types = types
+        self.poke()
+
+    def serve(self, queue: str) -> None:
+        """Serve this queue, too."""
+        if queue not in self._queues:
+            self._queues = (*self._queues, queue)
+            self.poke()
+
+    @property
+    def queues(self) -> tuple[str, ...]:
+        """The queues that are served now."""
+        return self._queues
+
+    @property
+    def is_resting(self) -> bool:
+        """Whether nothing is being claimed or read, and no hint has come: what goes on now is in `in_flight`."""
+        is_mail_read = not self._held or not (self._is_reading_mail or self._mail_hint.is_set())
+        return self._is_resting and not self._hint.is_set() and is_mail_read
+
+    def in_flight(self) -> list[tuple[str, str]]:
+        """(workflow id, step key) of every body that runs; the key is "" where an execution is held without one."""
+        return [(runner.row.id, key) for runner in self._held.values() for key in (runner.steps.running or ("",))]
+
+    @property
+    def next_event_at(self) -> int | None:
+        """When the first of the held executions has something to do by itself; the others' times are in the database."""
+        times = [runner.next_event_at for runner in self._held.values()]
+        return min((at for at in times if at is not None), default=None)
+
+    def compare(self) -> None:
+        """Compare what is held with the rows that bear this worker's id, now."""
+        self._reconcile_at = 0.0
+        self.poke()
+
+    def time_moved(self) -> None:
+        """The database's time has made a leap (tests move it): what the loop's own timers would do, had it passed."""
+        self.poke()
+        for runner in list(self._held.values()):
+            runner.time_passed()
+
+    def abandon(self) -> None:
+        """End at once and write nothing, as in a crash."""
+        self.is_stopping = True
+        for task in self.tasks:
+            task.cancel()
+        if self._end_subscription is not None:
+            self._end_subscription()
+        self.drop_all()
+
+    @property
+    def held_count(self) -> int:
+        """How many executions are in memory. Callable from any thread."""
+        return len(self._held)
+
     @property
     def held_ids(self) -> list[str]:
         """Ids of the executions in memory."""
@@ -181,13 +241,21 @@ class Dispatcher:
         loop = self._engine.loop
         delay = max(0.0, min(delay, self._adopt_at - loop.time(), self._reconcile_at - loop.time()))
         looked_at = loop.time()
+        self._is_resting = True
+        self._tell_rest()
         try:
             async with asyncio.timeout(delay):
                 await self._hint.wait()
         except TimeoutError:
             return
+        finally:
+            self._is_resting = False
         if self._held:  # our own commits hint, too: a busy worker does not look again at each of them
             await asyncio.sleep(max(0.0, looked_at + SPACING_S - loop.time()))
+
+    def _tell_rest(self) -> None:
+        if self._seams is not None:
+            self._seams.rested()
 
     async def _claim_many(self) -> bool:
         """Fill the free slots, queue after queue; True if anything was claimed."""
@@ -243,7 +311,7 @@ class Dispatcher:
     async def _take(self, rows: Sequence[Claimed]) -> None:
         """Begin the claimed executions; histories are read after the claim has committed."""
         worker_id = self._engine.worker_id
-        runners = {row.id: Runner(self._engine, row, self._engine.options.workflows[row.type]) for row in rows}
+        runners = {row.id: Runner(self._engine, row, self._engine.workflow(row.type)) for row in rows}
         self._held.update(runners)
         self._emptied.clear()
         known = [row.id for row in rows if not row.is_fresh]
@@ -325,6 +393,16 @@ class Dispatcher:
                     await self._mail_hint.wait()
             self._mail_hint.clear()
             is_due = bool(self._held)
+        self._is_reading_mail = True
+        try:
+            await self._read_news()
+        finally:
+            self._is_reading_mail = False
+        self._tell_rest()
+        await asyncio.sleep(MAIL_INTERVAL_S)
+
+    async def _read_news(self) -> None:
+        """Read the mail of those held executions whose rows say that there is some."""
         engine = self._engine
         signals = await engine.store.signals(engine.worker_id)
         held = self._held
@@ -335,7 +413,6 @@ class Dispatcher:
         ]
         if wanted:
             await self._read_mail(wanted)
-        await asyncio.sleep(MAIL_INTERVAL_S)
 
     def _say_failing(self, work: Callable[[], Awaitable[None]], error: StoreError) -> None:
         if not self._failing:

@@ -8,14 +8,14 @@ loop and one store.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import contextvars
 import logging
 import random
 import sys
+import threading
 import uuid
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, cast
 
 import msgspec
@@ -26,6 +26,8 @@ from onward._engine.dispatcher import Dispatcher
 from onward._engine.lease import LeaseEvents, LeaseKeeper
 from onward._engine.replay.commands import Raised
 from onward._engine.replay.matching import Execution
+from onward._engine.retention import Retention
+from onward._engine.seams import Seams
 from onward._engine.starts import new_seed
 from onward._store.base import Store
 from onward._store.operations import Fence, FinishOp
@@ -58,6 +60,8 @@ class EngineOptions:
     only: tuple[str, ...] | None = None
     """Take these workflows and the children they start, nothing else (`onward.run`); the first one stays pending however often
     it fails."""
+    retention_s: float | None = None
+    """Delete workflows that finished longer ago."""
     checks_replay: bool = False
     """Replay every execution from its journal at each park and at its end, and compare."""
     is_always_parking: bool = False
@@ -65,6 +69,8 @@ class EngineOptions:
     on_error: Callable[[str, BaseException, bool], None] | None = None
     """Told of each error that leaves a workflow function: the workflow's id, the error, whether it is its outcome."""
     rng: random.Random = field(default_factory=random.Random)
+    seams: Seams | None = None
+    """The testing kit's."""
 
 
 class Engine:
@@ -74,12 +80,16 @@ class Engine:
         self.store = store
         self.options = options
         self.loop = asyncio.get_running_loop()
+        self.thread_id = threading.get_ident()
         self.log = logging.getLogger("onward.worker")
         self.rng = options.rng
         self.worker_id = ""
         self.version = VERSION
         self.code_version = options.code_version
-        self.hold_us = 0 if options.is_always_parking else round(options.hold_s * 1e6)
+        self.seams = options.seams
+        self.hold_us = 0 if options.is_always_parking or self.seams is not None else round(options.hold_s * 1e6)
+        self.wake_spacing = 10 if self.seams is None else 0
+        """A parent is woken by its children no sooner than this many times what its last activation took."""
         self.grace_s = options.grace_s
         self.is_always_parking = options.is_always_parking
         self.now_us = store.now_us
@@ -96,12 +106,15 @@ class Engine:
                 renewed=self.dispatcher.lease_renewed,
                 failed=self._failed_with,
             ),
+            watches_loop=self.seams is None,
         )
         self.failed: asyncio.Future[None] = self.loop.create_future()
         """Gets the error that ended one of the engine's own tasks: a bug, which must not pass unseen."""
         self._rebirth: asyncio.Task[None] | None = None
+        self._retention: asyncio.Task[None] | None = None
         self.replay_mismatches: list[str] = []
         """Workflows whose replay disagreed, in checking mode."""
+        self._is_abandoned = False
 
     # ------------------------------------------------------------------ life
 
@@ -110,7 +123,12 @@ class Engine:
         self.committer.start()
         await self._register()
         self.dispatcher.start()
-        for task in (*self.dispatcher.tasks, self.committer.task):
+        tasks = [*self.dispatcher.tasks, self.committer.task]
+        if self.options.retention_s is not None:
+            retention = Retention(self.store, self.options.retention_s, self.rng)
+            self._retention = self.loop.create_task(retention.run(), name="onward-retention")
+            tasks.append(self._retention)
+        for task in tasks:
             task.add_done_callback(self._task_ended)
 
     def _task_ended(self, task: asyncio.Task[None]) -> None:
@@ -118,19 +136,46 @@ class Engine:
             self._failed_with(error)
 
     def _failed_with(self, error: BaseException) -> None:
-        if not self.failed.done():
+        if not self.failed.done() and not self._is_abandoned:
             self.failed.set_exception(error)
+
+    def learn(self, workflows: Mapping[str, WorkflowSpec]) -> None:
+        """Take workflows of these types from now on (the testing kit's)."""
+        self.options = replace(self.options, workflows=workflows)
+        self.dispatcher.learn(tuple(workflows))
+
+    def abandon(self) -> None:
+        """Die as a killed process does, as far as one can within a process: nothing goes on and nothing is written or given
+        back, and what may still be on its way must be refused by the store (the testing kit's does). `bury` ends it."""
+        self._is_abandoned = True
+        for task in self._own_tasks():
+            task.cancel()
+        self.dispatcher.abandon()
+        self.committer.abandon()
+        self.bodies.abandon()
+
+    async def bury(self) -> None:
+        """After `abandon`: wait for the tasks to end, and let go of the proof of life without a word."""
+        self.abandon()  # again: it may have been in the middle of `start`
+        await asyncio.gather(*self.dispatcher.tasks, *self._own_tasks(), return_exceptions=True)
+        await self.committer.bury()
+        await self.bodies.bury()
+        await self.lease.stop(retire=False)
+        self.bodies.close()
 
     async def stop(self) -> None:
         """Stop claiming, let bodies end within the grace, give every row back, end all tasks and threads."""
-        if self._rebirth is not None:
-            self._rebirth.cancel()
-            await asyncio.gather(self._rebirth, return_exceptions=True)
+        for task in self._own_tasks():
+            task.cancel()
+        await asyncio.gather(*self._own_tasks(), return_exceptions=True)
         await self.dispatcher.stop(self.grace_s)
         await self.committer.stop()
         await self._release_strays()
         await self.lease.stop(retire=True)
         self.bodies.close()
+
+    def _own_tasks(self) -> list[asyncio.Task[None]]:
+        return [task for task in (self._rebirth, self._retention) if task is not None]
 
     async def _release_strays(self) -> None:
         try:
@@ -186,6 +231,11 @@ class Engine:
         """The worker gives everything back."""
         return self.dispatcher.is_stopping
 
+    def workflow(self, type_name: str) -> WorkflowSpec:
+        """The definition that rows of this type run with."""
+        spec = self.options.workflows[type_name]
+        return spec if self.seams is None else self.seams.workflow(spec)
+
     def may_begin_bodies(self) -> bool:
         """The lease is known to hold and the worker is not stopping. Callable from any thread."""
         return self.lease.holds and not self.dispatcher.is_stopping
@@ -214,18 +264,24 @@ class Engine:
         if not self.options.checks_replay or is_stuck:  # no replay sees that nothing will ever come
             return
         again = self.new_execution(row, spec, 0)
+        diverged: NonDeterminismError | None = None
         try:
-            with contextlib.suppress(NonDeterminismError):
-                again.replay(history)
+            try:
+                again.replay(history, is_check=True)
+            except NonDeterminismError as error:
+                diverged = error
             agree = again.waiting() == core.waiting() and type(again.ending) is type(core.ending)
         finally:
             again.close()
         if not agree:
             self.replay_mismatches.append(row.id)
+            text = f"{again.waiting() or again.ending} against {core.waiting() or core.ending}"
             self.log.error(
-                "the replay of workflow %s does not agree with its execution: %s against %s",
-                row.id, again.waiting() or again.ending, core.waiting() or core.ending, extra={"workflow_id": row.id},
+                "the replay of workflow %s does not agree with its execution: %s",
+                row.id, diverged or text, extra={"workflow_id": row.id},
             )  # fmt: skip
+            if self.seams is not None:
+                self.seams.mismatched(row.id, diverged or text)
 
     def transactor(self) -> Transactor:
         """The store's transactional steps."""
@@ -236,6 +292,8 @@ class Engine:
     def child_started(self, workflow_id: str, queue: str) -> None:
         """Remember a child, so that a worker limited to one workflow's tree claims it too."""
         self.dispatcher.also_take(workflow_id, queue)
+        if self.seams is not None:
+            self.dispatcher.serve(queue)
 
     def released(self, runner: Runner) -> None:
         """A runner has ended."""

@@ -43,7 +43,7 @@ class LeaseEvents:
     """So many rows of dead workers were released and may be claimed."""
     renewed: Callable[[], None]
     """The lease holds again after it was in doubt."""
-    failed: Callable[[Exception], None]
+    failed: Callable[[BaseException], None]
     """The lease's thread has ended by an error that is none of the database: nobody renews any more."""
 
 
@@ -54,12 +54,14 @@ class LeaseKeeper:
         store: gives the connection (`Store.leases`), opened in the thread.
         lease_s: length of the lease.
         events: called on the loop.
+        watches_loop: report a loop that does not turn, and stop to renew for it.
     """
 
-    def __init__(self, store: Store, lease_s: float, events: LeaseEvents) -> None:
+    def __init__(self, store: Store, lease_s: float, events: LeaseEvents, *, watches_loop: bool = True) -> None:
         self._store = store
         self._lease_s = lease_s
         self._events = events
+        self._watches_loop = watches_loop
         self._loop = asyncio.get_running_loop()
         self._loop_thread = threading.get_ident()
         self._stop = threading.Event()
@@ -68,6 +70,8 @@ class LeaseKeeper:
         self._asked_at: float | None = None
         """When the loop was asked to turn, until it does. The time is counted from the question: this thread may itself have
         waited for the database, and the whole process may have stood still."""
+        self._beat_at: float | None = None
+        """When the last beat began; None while there are none."""
         self._is_failing = False
         self._has_warned = False
         self._worker: WorkerRow | None = None
@@ -76,6 +80,24 @@ class LeaseKeeper:
     def holds(self) -> bool:
         """Whether the lease is known to hold now, with a margin."""
         return time.monotonic() < self._valid_until
+
+    @property
+    def is_failing(self) -> bool:
+        """Whether the database refused the last beat."""
+        return self._is_failing
+
+    @property
+    def stuck_s(self) -> float:
+        """For how long the loop has not turned, though it was asked to. Callable from any thread."""
+        asked_at = self._asked_at
+        return 0.0 if asked_at is None else max(0.0, time.monotonic() - asked_at)
+
+    @property
+    def silent_s(self) -> float:
+        """How long ago the last beat began; 0 while there is no thread (before the start, between two ids, after the end).
+        Callable from any thread."""
+        beat_at = self._beat_at
+        return 0.0 if beat_at is None else max(0.0, time.monotonic() - beat_at)
 
     async def start(self, worker: WorkerRow) -> None:
         """Register the worker and begin to renew; raises what the database says if it cannot be registered."""
@@ -106,7 +128,7 @@ class LeaseKeeper:
                 asked = time.monotonic()
                 leases.register(worker, lease_us)
                 self._extend(asked)
-            except Exception as error:  # handed to whoever started the worker
+            except BaseException as error:  # handed to whoever started the worker
                 self._tell(_fail, registered, error)
                 return
             self._tell(_succeed, registered)
@@ -115,16 +137,18 @@ class LeaseKeeper:
                 leases.retire(worker.id)
         except StoreError as error:
             log.warning("the worker's row could not be removed and will expire: %s", error)
-        except Exception as error:  # without a lease this worker is of no use: it must end, and say why
+        except BaseException as error:  # without a lease this worker is of no use: it must end, and say why
             self._tell(self._events.failed, error)
         finally:
+            self._beat_at = None
             leases.close()
 
     def _beat_until_stopped(self, leases: Leases, worker_id: str, lease_us: int, renewed_at: float) -> None:
         pause_s = 0.0  # the first look for the dead is at once: after a crash it is often the restarted one that looks
         while not self._stop.wait(pause_s):
             pause_s = BEAT_S
-            stuck_for = self._watch_loop()
+            self._beat_at = time.monotonic()
+            stuck_for = self._watch_loop() if self._watches_loop else 0.0
             try:
                 now = time.monotonic()
                 if now - renewed_at >= RENEW_S - BEAT_S / 2 and stuck_for < self._lease_s:
@@ -186,6 +210,6 @@ def _succeed(future: asyncio.Future[None]) -> None:
         future.set_result(None)
 
 
-def _fail(future: asyncio.Future[None], error: Exception) -> None:
+def _fail(future: asyncio.Future[None], error: BaseException) -> None:
     if not future.done():
         future.set_exception(error)

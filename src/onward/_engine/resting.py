@@ -54,7 +54,7 @@ class Rest:
             return None
         states = steps.waiting()
         awaited = sum(item.kind == "child" for item in waiting) or None
-        floor = now + 10 * activation_us if awaited else None
+        floor = now + engine.wake_spacing * activation_us if awaited else None
         shown = endings.waiting_for(waiting, states)
         return ParkOp(
             self._runner.fence, inputs.seen, next_at, awaits_mail, shown, tuple(states.values()), awaited, floor

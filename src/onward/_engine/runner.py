@@ -41,19 +41,12 @@ from onward._engine.replay.commands import (
     RunStep,
     SetProgress,
     StartChild,
-    WatchChild,
 )
 from onward._engine.replay.matching import Execution
 from onward._engine.resting import Rest
+from onward._engine.showing import Showing
 from onward._engine.steps import Steps
-from onward._store.operations import (
-    Fence,
-    JournalOp,
-    LeaseLostOutcome,
-    Op,
-    Outcome,
-    StartOp,
-)
+from onward._store.operations import Fence, JournalOp, LeaseLostOutcome, Op, Outcome, StartOp
 from onward._store.records import Claimed, Entry, EntryKind, Inbox, Loaded
 from onward.errors import NonDeterminismError, StoreError
 
@@ -74,7 +67,7 @@ class Runner:
 
     __slots__ = (
         "_activation_us", "_cancels_pending", "_children", "_committed", "_core", "_grace_timer", "_had_timers", "_history",
-        "_is_new", "_last_seq", "_pending", "_progress", "_rest", "_state", "_verdict", "engine",
+        "_is_new", "_last_seq", "_pending", "_rest", "_showing", "_state", "_verdict", "engine",
         "fence", "inputs", "is_dropped", "row", "spec", "steps",
     )  # fmt: skip
 
@@ -98,7 +91,7 @@ class Runner:
         self.steps = Steps(self)
         self._children = Children(self)
         self.inputs = Inputs(row.signals, row.deadline)
-        self._progress: str | None = None
+        self._showing = Showing(self)
         self._verdict: endings.Verdict | None = None
         self._grace_timer: asyncio.TimerHandle | None = None
         self._rest = Rest(self)
@@ -194,26 +187,25 @@ class Runner:
             return
         while pending and self._state == "running" and not self.steps.is_frozen:
             command = pending[0]
-            if type(command) is RunStep:
-                if not self._may_begin(command):
-                    return
-                pending.popleft()
-                self._begin_step(command)
-                continue
+            if type(command) is RunStep and not self._may_begin(command):
+                break
             pending.popleft()
             match command:
+                case RunStep():
+                    self._begin_step(command)
                 case CancelStep():
                     self._cancels_pending -= 1
                     self.steps.cancel(command)
                 case StartChild():
                     self._children.start(command)
                 case SetProgress():
-                    self._progress = command.value
-                case WatchChild() | Record() | RunStep():
-                    pass  # a child's end comes by mail; records were taken as they came
-        if self._progress is not None and self._state == "running":
-            progress, self._progress = self._progress, None
-            self.submit(JournalOp(self.fence, progress=progress))
+                    self._showing.set(command.value)
+        self._showing.send()
+
+    def show(self, text: str) -> None:
+        """The body of a running step shows this as the workflow's progress."""
+        if self._state == "running":
+            self._showing.show(text)
 
     def _go_on(self) -> None:
         """An entry is committed: begin what waited for it. Inputs were delivered as they came, so that often suffices."""
@@ -303,7 +295,7 @@ class Runner:
             return
         self._last_seq = entry.seq
         self._history.append(entry)
-        progress, self._progress = self._progress, None
+        progress = self._showing.take()
         if kind == "step":
             settled = self.steps.settled(key)
             resets = error is None and self._resets_counters()  # an error may be struck out: no progress yet
@@ -382,6 +374,11 @@ class Runner:
             self._ended(None)
         return self._state != "running"
 
+    @property
+    def next_event_at(self) -> int | None:
+        """When something happens to it by itself."""
+        return None if self._core is None else self._rest.next_event_at(self._core, self.steps, self.inputs)
+
     def time_passed(self) -> None:
         """Something is due by itself: a try of a step, a timer, or the workflow's own deadline."""
         if self._state == "running":
@@ -440,6 +437,7 @@ class Runner:
 
     def _forget(self) -> None:
         self._rest.cancel()
+        self._showing.end()
         if self._grace_timer is not None:
             self._grace_timer.cancel()
             self._grace_timer = None
@@ -461,7 +459,7 @@ class Runner:
         collection has to find it (late ends of dropped bodies still reach their part, and find a runner that is gone)."""
         self._state = "gone"
         self.engine.released(self)
-        del self.steps, self._children, self._rest
+        del self.steps, self._children, self._rest, self._showing
 
     # ------------------------------------------------------------------ the committer's answers
 
@@ -484,6 +482,8 @@ class Runner:
                     self._committed = max(self._committed, op.entries[-1].seq)
                     if self._pending and self._state == "running":
                         self._go_on()
+                else:
+                    self._showing.committed()
             case StartOp():
                 self._children.answered(op, outcome)
             case _:

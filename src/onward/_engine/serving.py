@@ -52,6 +52,11 @@ class Serving(Generic[S]):
         self._is_served = False
         self._tasks: set[asyncio.Task[None]] = set()
 
+    @property
+    def tasks(self) -> tuple[asyncio.Task[None], ...]:
+        """The tasks that run now."""
+        return tuple(self._tasks)
+
     def start(self, item: S, kind: Hashable) -> None:
         """Run an item soon, never before this call has returned; `kind` says of which it can be learnt how it will behave."""
         if kind not in self._quick:

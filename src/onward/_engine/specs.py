@@ -10,8 +10,12 @@ from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from onward._store.within.base import CallerConnection
 from onward.codec import ArgumentsCodec, ValueCodec
 from onward.retry import Retry
+
+PROGRESS = ValueCodec(Any, "progress")
+"""How a progress value is written."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -61,3 +65,4 @@ class StartOptions:
     timeout_s: float | None = None
     tags: tuple[tuple[str, str], ...] = ()
     max_attempts: int | None = None
+    tx: CallerConnection | None = None

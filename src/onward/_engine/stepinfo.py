@@ -1,14 +1,24 @@
 """What a step's body can learn of its own try: the value behind `onward.current_step()`.
 
-The runner makes one for every try of a body and sets it in the context that the body runs in, on whatever thread.
+The runner makes one for every try of a body and sets it in the context that the body runs in, on whatever thread. In the
+same context stands what a worker's lifespan wants done around each `def` body (`bodies_within`, for integrations).
 """
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
-from typing import Any
+from typing import Any, Protocol
+
+
+class Stage(Protocol):
+    """Where a try shows what it does."""
+
+    def show(self, key: str, text: str) -> None:
+        """Show this JSON as the progress of the workflow whose step has this key."""
+        ...
 
 
 class StepInfo:
@@ -23,32 +33,29 @@ class StepInfo:
     """
 
     __slots__ = (
-        "_is_cancelled", "_on_heartbeat", "_waiters", "details", "idempotency_key", "key", "try_number", "workflow_id",
+        "_is_cancelled", "_stage", "_waiters", "details", "idempotency_key", "key", "try_number", "workflow_id",
     )  # fmt: skip
 
     def __init__(
-        self,
-        *,
-        workflow_id: str,
-        key: str,
-        idempotency_key: str,
-        try_number: int,
-        on_heartbeat: Callable[[Any], None] | None = None,
+        self, workflow_id: str, key: str, idempotency_key: str, try_number: int, stage: Stage | None = None
     ) -> None:
         self.workflow_id = workflow_id
         self.key = key
         self.idempotency_key = idempotency_key
         self.try_number = try_number
         self.details: Any = None
-        self._on_heartbeat = on_heartbeat
+        self._stage = stage
         self._is_cancelled = False
         self._waiters: list[threading.Event] = []
+
+    def show(self, text: str) -> None:
+        """Show this JSON as the workflow's progress. Callable from the body's thread."""
+        if self._stage is not None:
+            self._stage.show(self.key, text)
 
     def heartbeat(self, details: Any = None) -> None:
         """Say that the body is alive, and how far it is. Callable from the body's thread."""
         self.details = details
-        if self._on_heartbeat is not None:
-            self._on_heartbeat(details)
 
     @property
     def cancelled(self) -> bool:
@@ -85,3 +92,24 @@ def entered(info: StepInfo) -> None:
 def current_step_info() -> StepInfo | None:
     """The try that this code belongs to, if it does."""
     return _current.get()
+
+
+Surrounding = Callable[[], AbstractContextManager[object]]
+
+_surrounding: ContextVar[Surrounding | None] = ContextVar("onward_surrounding", default=None)
+
+
+@contextmanager
+def bodies_within(surrounding: Surrounding) -> Iterator[None]:
+    """Within this, in a worker's lifespan: every `def` body of that worker runs inside `surrounding()`, in the body's own
+    thread. An error of its own counts as one of the body. One inside another takes its place."""
+    token = _surrounding.set(surrounding)
+    try:
+        yield
+    finally:
+        _surrounding.reset(token)
+
+
+def surrounding_of_bodies() -> Surrounding | None:
+    """What the lifespan wants around this body, if anything."""
+    return _surrounding.get()

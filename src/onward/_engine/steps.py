@@ -10,9 +10,13 @@ return meanwhile waits, so that its entry has the next number and commits with t
 
 from __future__ import annotations
 
+import contextlib
+import threading
 from collections import deque
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
+
+import msgspec
 
 from onward._engine.bodies import Body
 from onward._engine.failures import describe, note
@@ -50,6 +54,11 @@ class Steps:
         return bool(self._bodies)
 
     @property
+    def running(self) -> list[str]:
+        """The keys of the bodies that run."""
+        return list(self._bodies)
+
+    @property
     def are_waiting(self) -> bool:
         """Whether any step is between two tries."""
         return bool(self._later)
@@ -82,6 +91,8 @@ class Steps:
             self._later[command.key] = (command, state)
             return
         engine = self._runner.engine
+        if engine.seams is not None:
+            command = msgspec.structs.replace(command, spec=engine.seams.step(command.spec))
         tries = (state.tries if state else 0) + 1
         body = Body(command, self, self._info(command, tries), tries, engine.now_us())
         if command.spec.is_transactional:
@@ -146,9 +157,21 @@ class Steps:
     def _info(self, command: RunStep, tries: int) -> StepInfo:
         row = self._runner.row
         prefix = row.id if row.run == 0 else f"{row.id}/{row.run}"
-        return StepInfo(
-            workflow_id=row.id, key=command.key, idempotency_key=f"{prefix}/{command.key}", try_number=tries
-        )
+        return StepInfo(row.id, command.key, f"{prefix}/{command.key}", tries, self)
+
+    def show(self, key: str, text: str) -> None:
+        """A body shows this as the workflow's progress. Callable from the body's thread."""
+        engine = self._runner.engine
+        if threading.get_ident() == engine.thread_id:
+            self._show(key, text)
+        else:
+            with contextlib.suppress(RuntimeError):  # the loop has ended: nobody would see it
+                engine.loop.call_soon_threadsafe(self._show, key, text)
+
+    def _show(self, key: str, text: str) -> None:
+        body = self._bodies.get(key)
+        if body is not None and not body.is_dropped:
+            self._runner.show(text)
 
     # ------------------------------------------------------------------ ends of bodies
 

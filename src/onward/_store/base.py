@@ -1,8 +1,8 @@
 """The protocols that a database has to fulfil to be a store; the contract that tests/conformance checks.
 
 Who calls what: the committer calls `write`; the dispatcher `claim`, `load`, `mail`, `next_due`, `reconcile`; the lease
-thread uses `Leases` on a connection of its own; people (client, handle, CLI, dashboard) use `Reads`. A store never decides
-when to try again: it raises one of the four kinds of `StoreError`, and the callers decide.
+thread uses `Leases` on a connection of its own; people (client, handle, CLI, dashboard) use `Reads`, operators `Upkeep`. A
+store never decides when to try again: it raises one of the four kinds of `StoreError`, and the callers decide.
 
 Wake-up rule (all stores): whoever wakes a workflow inserts its mail and, unconditionally in the same transaction, sets
 `signals = signals + 1`; a row that is `waiting`, or `pending` with `waiting_for` not null (asleep), becomes `pending` now.
@@ -14,7 +14,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
+from onward._store.diagnosis import Diagnosis, Removal
 from onward._store.operations import Op, Outcome
+from onward._store.pruning import PruneBatch, PruneRequest
 from onward._store.records import (
     Claimed,
     ClaimRequest,
@@ -22,9 +24,11 @@ from onward._store.records import (
     Inbox,
     JournalRow,
     Loaded,
+    WorkerInfo,
     WorkerRow,
     WorkflowRow,
 )
+from onward._store.transfer import Key, Place, Position, Row, Table
 
 
 class Clock(Protocol):
@@ -44,6 +48,11 @@ class Reads(Protocol):
 
     async def get(self, workflow_id: str) -> WorkflowRow | None:
         """One workflow, or None."""
+        ...
+
+    async def seed(self, workflow_id: str) -> str | None:
+        """The seed of one workflow's random numbers, for an export of its history; None where there is no such workflow. It
+        is secret: nothing shows it otherwise."""
         ...
 
     async def outcomes(self, workflow_ids: Sequence[str]) -> list[WorkflowRow]:
@@ -71,12 +80,25 @@ class Reads(Protocol):
         ...
 
 
-class WorkerInfo(WorkerRow, frozen=True, kw_only=True):
-    """A worker's row as people read it."""
+class Upkeep(Protocol):
+    """What operators do with a database (`onward doctor`, `onward migrate`). Each call works on a store that is not open, by
+    connections of its own, and on a database in any state."""
 
-    started_at: int
-    expires_at: int
-    is_dead: bool
+    async def diagnose(self, *, thorough: bool = False) -> Diagnosis:
+        """Look at everything that could be wrong; `work` is read from one snapshot. Creates, migrates and changes nothing,
+        and no writer waits for it. What cannot be looked at is a finding; only a database that is not there raises
+        ConfigurationError. `thorough`: also look at what may take minutes."""
+        ...
+
+    def schema_sql(self) -> str:
+        """The statements that make the schema in an empty database, its record in the migrations table included."""
+        ...
+
+    async def drop_schema(self, *, force: bool = False) -> Removal:
+        """Remove Onward's own tables and views in one transaction, and what lies beside the database (lock files); nothing
+        else, whatever its name. Where a worker is alive nothing is removed, unless `force`. Without a schema there is
+        nothing to do. Raises SchemaError for a missing database, or a schema that a newer library made."""
+        ...
 
 
 class Leases(Protocol):
@@ -107,7 +129,61 @@ class Leases(Protocol):
         ...
 
 
-class Store(Reads, Protocol):
+class Transfer(Protocol):
+    """One side of a move to another database (`onward copy`, `_engine/moving.py`), by connections of its own.
+
+    From `fence_source` on, and on a target from `mark_target` to `open_target`, the database itself refuses every write of
+    whomever, old libraries, callers' transactions and plain SQL included: StoreMoved, StoreImporting. Each method is one
+    transaction, and doing it again changes nothing. All raise StoreError; a mark that is not there or is another copy's is a
+    ConfigurationError.
+    """
+
+    async def look(self, *, counts: bool = True) -> Place:
+        """The marks and what is there; changes nothing. Raises SchemaError unless the schema is exactly this library's."""
+        ...
+
+    async def mark_target(self, copy_id: str, source_url: str) -> None:
+        """Take an empty database for a copy. Raises ConfigurationError where it is not empty, or already taken."""
+        ...
+
+    async def fence_source(self, copy_id: str, target_url: str) -> None:
+        """End all work here: what runs becomes pending now, every execution's epoch rises, all later writes are refused. What is
+        half deleted by a pruning is deleted. Waits a little for open transactions; TransientStoreError if they do not end."""
+        ...
+
+    async def read_rows(self, table: Table, after: Key, *, limit: int, size: int) -> list[Row]:
+        """The rows behind a key in order of the key: at most `limit`, fewer where they weigh more than `size` (at least one)."""
+        ...
+
+    async def write_rows(
+        self, copy_id: str, table: Table, rows: Sequence[Row], *, before: Position | None, after: Position
+    ) -> None:
+        """Write a batch into the target and move its position from `before` to `after`. Raises StoreConflict for a value that
+        this database cannot hold."""
+        ...
+
+    async def open_target(self, copy_id: str, mail_id: int) -> None:
+        """End the copy: writes are accepted, and ids of mail are given above `mail_id`."""
+        ...
+
+    async def note_end(self, copy_id: str) -> None:
+        """Note on the source that its target is open."""
+        ...
+
+    async def empty_target(self, copy_id: str) -> None:
+        """Give up a copy that is not open: delete its rows and its mark."""
+        ...
+
+    async def unfence_source(self, copy_id: str) -> None:
+        """Give up a copy whose target is not open and never will be: writes are accepted again."""
+        ...
+
+    async def close(self) -> None:
+        """Close the connections."""
+        ...
+
+
+class Store(Reads, Upkeep, Protocol):
     """One database. Bound to the event loop that called `open`."""
 
     url: str
@@ -184,9 +260,34 @@ class Store(Reads, Protocol):
         """Make pending rows that another code version could not replay due now; returns how many."""
         ...
 
+    async def prune(self, request: PruneRequest) -> PruneBatch:
+        """Delete finished trees, oldest first; a bounded part of the work, for a caller who calls again with `after`.
+
+        A tree is a workflow without parent and all that descends from it. It is deleted if its root has one of the wanted
+        statuses and types and every workflow in it is final and finished before `before`; that is checked again under the
+        locks of the deletion, so that an operator's retry or the deletion wins, never both. All of it goes: rows, journals,
+        mail, step retries, waiters (whoever waits, and whoever is waited for). No child goes while its tree stays, and the
+        root goes last or together with all others: not before then is its id new again.
+
+        Each transaction is short: it deletes at most `limit` parts, locks rows in order of id, and passes over what others
+        have locked. A larger tree either goes in one transaction all the same, where no writer has to wait for that, or in
+        several: nothing in it can be retried then (`NotFound`) from before the first of them on, and a pruning that was
+        interrupted is taken up by the next one, of any caller. A dry run writes nothing and counts whole trees.
+        Idempotent: after an OutcomeUnknown it is simply called again.
+        """
+        ...
+
     def subscribe(self, notify: Callable[[], None]) -> Callable[[], None]:
         """Call `notify` on the store's loop, coalesced, soon after anyone (any process) has committed; returns what ends
         the subscription. A hint only: callers also look by themselves from time to time."""
+        ...
+
+    async def check_serving(self) -> None:
+        """Raise StoreMoved or StoreImporting where nothing will happen here any more, or yet. Every write tells by itself."""
+        ...
+
+    def transfer(self) -> Transfer:
+        """This database as one side of a move. The store need not be open. Raises ConfigurationError where it cannot be."""
         ...
 
     def leases(self) -> Leases:

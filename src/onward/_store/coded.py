@@ -13,16 +13,17 @@ decoded becomes `Undecodable` in its place, which raises where that one payload 
 from __future__ import annotations
 
 import builtins
-import contextvars
 import functools
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Any, TypeVar, assert_never
+from typing import Any, TypeVar, assert_never, cast
 
 import msgspec
 
 from onward._codec.undecodable import Undecodable
-from onward._store.base import Leases, Store, WorkerInfo
+from onward._store.base import Leases, Store, Transfer
+from onward._store.diagnosis import Diagnosis, Removal
 from onward._store.operations import (
+    Busy,
     CancelOp,
     FailAttemptOp,
     Fence,
@@ -36,6 +37,7 @@ from onward._store.operations import (
     SignalOp,
     StartOp,
 )
+from onward._store.pruning import PruneBatch, PruneRequest
 from onward._store.records import (
     Claimed,
     ClaimRequest,
@@ -45,8 +47,11 @@ from onward._store.records import (
     JournalRow,
     Loaded,
     Mail,
+    WorkerInfo,
     WorkflowRow,
 )
+from onward._store.scripts import Script
+from onward._store.within.base import Caller, CallerOp
 from onward.codec import Codec, PlainCodec
 from onward.errors import CodecError, ConfigurationError, OutcomeUnknown, StoreConflict
 
@@ -96,6 +101,12 @@ class CodedStore:
         run_transaction = getattr(inner, "run_transaction", None)
         if run_transaction is not None:
             self.run_transaction = functools.partial(self._run_transaction, run_transaction)
+        limit_s = getattr(inner, "transaction_limit_s", None)
+        if limit_s is not None:
+            self.transaction_limit_s = limit_s
+        write_within = getattr(inner, "write_within", None)
+        if write_within is not None:
+            self.write_within = functools.partial(self._write_within, write_within)
 
     # --- the codec ---
 
@@ -166,6 +177,9 @@ class CodedStore:
         if unknown:
             for op in batch:
                 unknown.pop(id(op), None)
+        if Busy in map(type, outcomes):
+            busy = zip(batch, coded, outcomes, strict=True)
+            unknown.update({id(op): (op, new) for op, new, outcome in busy if type(outcome) is Busy})
         return outcomes
 
     async def _run_transaction(
@@ -174,12 +188,19 @@ class CodedStore:
         fence: Fence,
         body: Callable[[Any], T],
         finish: Callable[[T], JournalOp],
-        *,
-        limit_s: float = 5.0,
-        context: contextvars.Context | None = None,
+        **options: Any,
     ) -> T:
         """As the store's own, with the entry that `finish` makes encoded."""
-        return await run(fence, body, lambda result: self._coded(finish(result)), limit_s=limit_s, context=context)
+        return await run(fence, body, lambda result: self._coded(finish(result)), **options)
+
+    def _write_within(
+        self,
+        write: Callable[[Sequence[CallerOp], Caller], Script[builtins.list[Outcome]]],
+        ops: Sequence[CallerOp],
+        caller: Caller,
+    ) -> Script[builtins.list[Outcome]]:
+        """As the store's own; all is encoded at the call, before the first statement."""
+        return write(cast("builtins.list[CallerOp]", [self._coded(op) for op in ops]), caller)
 
     # --- out ---
 
@@ -235,6 +256,10 @@ class CodedStore:
         """One workflow, or None."""
         row = await self._inner.get(workflow_id)
         return None if row is None else self._plain_row(row)
+
+    async def seed(self, workflow_id: str) -> str | None:
+        """Its seed, or None; no payload."""
+        return await self._inner.seed(workflow_id)
 
     async def outcomes(self, workflow_ids: Sequence[str]) -> builtins.list[WorkflowRow]:
         """Those of these workflows that are final."""
@@ -299,13 +324,37 @@ class CodedStore:
         """Make rows due that this code version has not tried yet."""
         return await self._inner.adopt_diverged(code_version)
 
+    async def prune(self, request: PruneRequest) -> PruneBatch:
+        """Delete finished trees. What a codec keeps elsewhere stays there."""
+        return await self._inner.prune(request)
+
     def subscribe(self, notify: Callable[[], None]) -> Callable[[], None]:
         """Hints of commits."""
         return self._inner.subscribe(notify)
 
+    async def check_serving(self) -> None:
+        """Whether the inner store has its workflows."""
+        await self._inner.check_serving()
+
+    def transfer(self) -> Transfer:
+        """The inner store's: payloads move as they are stored."""
+        return self._inner.transfer()
+
     def leases(self) -> Leases:
         """The lease thread's connection."""
         return self._inner.leases()
+
+    async def diagnose(self, *, thorough: bool = False) -> Diagnosis:
+        """A look at the inner store's database."""
+        return await self._inner.diagnose(thorough=thorough)
+
+    def schema_sql(self) -> str:
+        """The inner store's statements."""
+        return self._inner.schema_sql()
+
+    async def drop_schema(self, *, force: bool = False) -> Removal:
+        """Remove Onward from the inner store's database."""
+        return await self._inner.drop_schema(force=force)
 
     async def counts(self) -> dict[str, int]:
         """Number of workflows by status."""

@@ -10,18 +10,24 @@ from onward._store.sqlite.database import Probe
 from onward._store.sqlite.store import SqliteStore
 from onward.errors import ConfigurationError
 
-_FORMS = "write sqlite:///onward.db (relative to the working directory), sqlite:////var/lib/app/onward.db, or memory://"
+_FORMS = (
+    "write sqlite:///onward.db (relative to the working directory), sqlite:////var/lib/app/onward.db, "
+    "postgresql://user:password@host:5432/database, or memory://"
+)
 
 
 def open_store(url: str, clock: Clock | None = None, *, probe: Probe | None = None) -> Store:
-    """The store of a URL: sqlite:///relative.db, sqlite:////absolute.db or memory://.
+    """The store of a URL: sqlite:///relative.db, sqlite:////absolute.db, postgresql://…/database or memory://.
 
-    Nothing is touched before `Store.open`. `probe` is for fault tests (SQLite only). Raises ConfigurationError.
+    A PostgreSQL URL may have options: `schema=name` (default onward), `poll_only=1` behind a pooler in transaction mode, and
+    those of libpq. Nothing is touched before `Store.open`. `probe` is for fault tests and the testing kit. Raises ConfigurationError.
     """
     scheme, separator, rest = url.partition("://")
     if not separator:
         hint = f"; for a file write sqlite:///{url}" if url else ""
         raise ConfigurationError(f"{url!r} is not a database URL{hint or f'; {_FORMS}'}")
+    if scheme.lower() in ("postgresql", "postgres"):
+        return _postgres_store(url, clock, probe)
     if "?" in rest or "#" in rest:
         raise ConfigurationError(
             f"the database URL {_shown(url)} has options after '?' or '#', but takes none; {_FORMS}"
@@ -30,12 +36,18 @@ def open_store(url: str, clock: Clock | None = None, *, probe: Probe | None = No
         case "sqlite":
             return SqliteStore(_sqlite_path(url, rest), clock=clock, probe=probe)
         case "memory":
-            return MemoryStore(unquote(rest), clock=clock)
-        case "postgresql" | "postgres":
-            raise ConfigurationError(
-                "PostgreSQL comes with the [postgres] extra in a later release of Onward; for now use SQLite: sqlite:///onward.db"
-            )
+            return MemoryStore(unquote(rest), clock=clock, probe=probe)
     raise ConfigurationError(f"{_shown(url)}: there is no database {scheme!r} in Onward; {_FORMS}")
+
+
+def _postgres_store(url: str, clock: Clock | None, probe: Probe | None) -> Store:
+    try:
+        from onward._store.postgres.store import PostgresStore
+    except ModuleNotFoundError as error:
+        if error.name != "psycopg":
+            raise
+        raise ConfigurationError("PostgreSQL needs a driver: pip install 'onward[postgres]'") from None
+    return PostgresStore(url, clock=clock, probe=probe)
 
 
 def _sqlite_path(url: str, rest: str) -> str:

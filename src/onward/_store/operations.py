@@ -190,8 +190,16 @@ class AlreadyFinal(msgspec.Struct, frozen=True):
     status: str
 
 
-Outcome: TypeAlias = Applied | Started | IdConflict | LeaseLostOutcome | NotFound | AlreadyFinal
+class Busy(msgspec.Struct, frozen=True):
+    """Somebody else's open transaction holds a row that this operation needs, and nobody waits for strangers: nothing was
+    written for it, nor for the other operations of its execution in this batch. To be written again soon, with `retry=True`
+    and apart from the others, so that these do not wait. Never from a store that has only one writer.
+    """
+
+
+Outcome: TypeAlias = Applied | Started | IdConflict | LeaseLostOutcome | NotFound | AlreadyFinal | Busy
 
 APPLIED = Applied()
 LEASE_LOST = LeaseLostOutcome()
 NOT_FOUND = NotFound()
+BUSY = Busy()

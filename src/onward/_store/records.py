@@ -186,6 +186,14 @@ class WorkerRow(msgspec.Struct, frozen=True, kw_only=True):
     code_version: str
 
 
+class WorkerInfo(WorkerRow, frozen=True, kw_only=True):
+    """A worker's row as people read it."""
+
+    started_at: int
+    expires_at: int
+    is_dead: bool
+
+
 class WorkflowRow(msgspec.Struct, frozen=True, kw_only=True):
     """A workflow as people read it (`Reads`). Never holds the seed."""
 

@@ -18,8 +18,10 @@ from onward.cli.settings import Failure, Settings, common_options, one_line
 COMMANDS = {
     "cancel": "onward.cli.cancel",
     "demo": "onward.cli.demo",
+    "doctor": "onward.cli.doctor",
     "ls": "onward.cli.ls",
     "migrate": "onward.cli.migrate",
+    "prune": "onward.cli.prune",
     "retry": "onward.cli.retry",
     "run": "onward.cli.run",
     "show": "onward.cli.show",
@@ -32,10 +34,10 @@ COMMANDS = {
 EXIT_CODES = """\b
 Exit codes:
   0  done
-  1  the workflow failed or was cancelled (start --wait, run)
+  1  the workflow failed or was cancelled (start --wait, run); a check failed (doctor)
   2  wrong usage or bad input
   3  there is no such workflow
-  4  conflict: the id is taken, or the workflow has ended already
+  4  conflict: the id is taken, the workflow has ended already, workers are alive (migrate --drop)
   5  the database cannot be used
   130, 143  ended by Ctrl-C (SIGINT) or by SIGTERM
 """

@@ -13,6 +13,10 @@ _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", 
 class JsonFormatter(logging.Formatter):
     """time, level, logger, message, the record's own fields (`extra=`), and the traceback if there is one."""
 
+    def __init__(self, process: int | None = None) -> None:
+        super().__init__()
+        self._process = process
+
     def format(self, record: logging.LogRecord) -> str:
         """One JSON object."""
         line: dict[str, object] = {
@@ -21,19 +25,23 @@ class JsonFormatter(logging.Formatter):
             "logger": record.name,
             "message": record.getMessage(),
         }
+        if self._process is not None:
+            line["process"] = self._process
         line.update((name, value) for name, value in vars(record).items() if name not in _STANDARD)
         if record.exc_info:
             line["traceback"] = self.formatException(record.exc_info)
         return json.dumps(line, default=str)
 
 
-def start_logging(level: str, format: str) -> None:
-    """Send everything of this level and above to stderr, the user's own loggers included."""
+def start_logging(level: str, format: str, process: int | None = None) -> None:
+    """Send everything of this level and above to stderr, the user's own loggers included; each line has the number of the
+    `process` of `onward worker -p`, if it is one."""
+    label = "" if process is None else f" [{process}]"
     handler = logging.StreamHandler(sys.stderr)
     if format == "json":
-        handler.setFormatter(JsonFormatter())
+        handler.setFormatter(JsonFormatter(process))
     else:
-        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)-7s %(name)s: %(message)s"))
+        handler.setFormatter(logging.Formatter(f"%(asctime)s{label} %(levelname)-7s %(name)s: %(message)s"))
     root = logging.getLogger()
     for old in root.handlers[:]:
         if getattr(old, "is_of_onward", False):  # several runs in one process: tests

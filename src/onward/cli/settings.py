@@ -38,9 +38,10 @@ class Settings:
     log_level: str | None = None
     log_format: str = "text"
 
-    def start_logging(self, default: str = "warning") -> None:
-        """Log to stderr; `default` is the level where --log-level does not say."""
-        importlib.import_module("onward.cli.logs").start_logging(self.log_level or default, self.log_format)
+    def start_logging(self, default: str = "warning", *, process: int | None = None) -> None:
+        """Log to stderr; `default` is the level where --log-level does not say, `process` labels the lines."""
+        logs = importlib.import_module("onward.cli.logs")
+        logs.start_logging(self.log_level or default, self.log_format, process)
 
     @staticmethod
     def traceback() -> str:

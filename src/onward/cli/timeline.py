@@ -8,9 +8,10 @@ from datetime import datetime, timedelta
 
 import click
 
-from onward._store.base import WorkerInfo
+from onward._store.quantities import span
+from onward._store.records import WorkerInfo
 from onward.cli.settings import one_line
-from onward.cli.words import cut, error_line, instant, json_line, relative, span, state
+from onward.cli.words import cut, error_line, instant, json_line, relative, state
 from onward.info import JournalEntry, Wait, WorkflowInfo, moment
 
 COLOURS = {

@@ -7,27 +7,9 @@ from typing import Any
 
 import msgspec
 
+from onward._store.quantities import span
 from onward.cli.settings import one_line
 from onward.info import ErrorInfo, WorkflowInfo
-
-
-def span(seconds: float) -> str:
-    """A length of time in at most two units.
-
-    >>> span(0.0123), span(3.25), span(75), span(7260), span(273600)
-    ('12 ms', '3.2 s', '1 min 15 s', '2 h 1 min', '3 d 4 h')
-    """
-    if seconds < 0.9995:
-        return f"{seconds * 1000:.0f} ms" if seconds >= 0.01 else f"{seconds * 1000:.1f} ms"
-    if seconds < 59.95:
-        return f"{seconds:.1f} s"
-    whole = round(seconds)
-    for size, unit, small, small_unit in ((86400, "d", 3600, "h"), (3600, "h", 60, "min"), (60, "min", 1, "s")):
-        if round(whole / small) * small >= size:
-            whole = round(whole / small) * small
-            rest = whole % size // small
-            return f"{whole // size} {unit}" + (f" {rest} {small_unit}" if rest else "")
-    return f"{whole} s"
 
 
 def relative(at: datetime, now: datetime) -> str:

@@ -12,7 +12,7 @@ import pytest
 
 from onward._engine.committer import MAX_BATCH, SHARE, Call, Committer
 from onward._store.base import Store
-from onward._store.operations import APPLIED, LEASE_LOST, CancelOp, Op, Outcome
+from onward._store.operations import APPLIED, BUSY, LEASE_LOST, CancelOp, Op, Outcome
 from onward.errors import FatalStoreError, OutcomeUnknown, StoreConflict, StoreError, TransientStoreError
 from tests.unit.engine.leaping import turns
 
@@ -374,3 +374,72 @@ async def test_an_abandoned_call_is_written_and_harms_nobody() -> None:
         await turns()
     await writer.stop()
     assert store.writes == [["a"], ["b"]]
+
+
+def busy(*names: str) -> Callable[[list[str]], list[Outcome]]:
+    """A stranger holds the rows of these."""
+    return lambda batch: [BUSY if name in names else APPLIED for name in batch]
+
+
+async def test_what_is_busy_is_written_apart_from_the_others_later_and_as_a_retry() -> None:
+    store = FakeStore(busy("a"))
+    writer = committer(store)
+    held, free = Teller(), Teller()
+    put(writer, held, "a")
+    put(writer, free, "b")
+    await turns(5)
+    assert (held.told, free.told) == ([], [("b", APPLIED)])
+    put(writer, free, "c")
+    await writer.stop()
+    assert (store.writes, store.retries) == ([["a", "b"], ["c"], ["a"]], [False, False, True])
+    assert held.told == [("a", APPLIED)]
+
+
+async def test_later_operations_of_a_busy_owner_wait_behind_it_in_order() -> None:
+    store = FakeStore(busy("a"), busy("a", "a2", "a3"))
+    store.gate.clear()
+    writer = committer(store)
+    held = Teller()
+    put(writer, held, "a")
+    await turns(3)
+    put(writer, held, "a2")  # while the first flush is on its way
+    store.gate.set()
+    await turns(5)
+    put(writer, held, "a3")  # while it stands aside
+    await writer.stop()
+    assert store.writes == [["a"], ["a", "a2", "a3"], ["a", "a2", "a3"]]
+    assert held.told == [("a", APPLIED), ("a2", APPLIED), ("a3", APPLIED)]
+
+
+async def test_what_stays_busy_is_tried_after_growing_pauses_while_others_go_on() -> None:
+    store = FakeStore(*[busy("a")] * 4)
+    writer = committer(store)
+    held = Teller()
+    put(writer, held, "a")
+    await writer.stop()
+    pauses = [after - before for before, after in zip(store.at, store.at[1:], strict=False)]
+    assert len(store.writes) == 5
+    assert pauses == sorted(pauses)
+    assert held.told == [("a", APPLIED)]
+
+
+async def test_a_clients_patience_with_a_busy_row_ends() -> None:
+    store = FakeStore(*[busy("a")] * 1000)
+    writer = committer(store, patience_s=3.0)
+    held = Teller()
+    put(writer, held, "a")
+    await writer.stop()
+    [(name, error)] = held.told
+    assert name == "a"
+    assert isinstance(error, TransientStoreError)
+
+
+async def test_a_busy_owner_that_was_dropped_is_forgotten() -> None:
+    store = FakeStore(*[busy("a")] * 1000)
+    writer = committer(store)
+    held = Teller()
+    put(writer, held, "a")
+    await turns(5)
+    held.is_dropped = True
+    await writer.stop()
+    assert held.told == []

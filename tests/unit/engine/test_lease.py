@@ -283,6 +283,42 @@ def test_a_stuck_loop_is_not_covered_up(bench: Bench, caplog: pytest.LogCaptureF
     assert "test_lease.py" in message
 
 
+def test_it_tells_any_thread_how_long_the_loop_has_been_stuck(bench: Bench) -> None:
+    """Counted from the beat that asked the loop to turn; 0 as soon as it does."""
+
+    async def test() -> None:
+        keeper = bench.keeper
+        assert keeper.stuck_s == 0
+        await keeper.start(WORKER)
+        for _ in range(7):
+            bench.beats.beat_unseen()
+        assert keeper.stuck_s == 6 * BEAT_S
+        await turns()
+        assert keeper.stuck_s == 0
+
+    run(bench, test)
+
+
+def test_it_tells_any_thread_how_long_ago_it_last_beat(bench: Bench) -> None:
+    """However the beat went; 0 while there is no thread that could."""
+
+    async def test() -> None:
+        keeper = bench.keeper
+        assert keeper.silent_s == 0
+        await keeper.start(WORKER)
+        assert keeper.silent_s == 0
+        bench.leases.errors["renew"] = TransientStoreError("busy")
+        await bench.beats.beat(3)
+        assert keeper.silent_s == 0
+        assert keeper.is_failing
+        bench.beats.now += 40
+        assert keeper.silent_s == 40
+        await keeper.stop(retire=False)
+        assert keeper.silent_s == 0
+
+    run(bench, test)
+
+
 def test_a_loop_that_is_stuck_again_is_reported_again(bench: Bench, caplog: pytest.LogCaptureFixture) -> None:
     """Once for each time."""
 

@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from onward._store.sqlite import claims, journal, leases, reads, starts, wakes
+from onward._store.sqlite import claims, facts, journal, leases, pruning, reads, starts, wakes
 from onward._store.sqlite.migrations import known_migrations, split_statements
 
 STATEMENTS = {
     f"{module.__name__.rpartition('.')[2]}.{name}": statement
-    for module in (claims, journal, leases, reads, starts, wakes)
+    for module in (claims, facts, journal, leases, pruning, reads, starts, wakes)
     for name, statement in module.SQL.items()
 }
 # Whole tables that are small (workers) or asked by people, rarely.
@@ -23,6 +23,14 @@ SCANS = {
     "leases.forget_dead": {"onward_workers"},
     "reads.list_workers": {"onward_workers"},
     "reads.count_by_status": {"onward_workflows"},
+    "pruning.first_mark": {"onward_prunings"},
+    "facts.survey_workflows": {"onward_workflows"},
+    "facts.count_held": {"onward_workflows"},  # these two a partial index from end to end, see INDEXES
+    "facts.sample_diverged": {"onward_workflows"},
+    "facts.sample_quarantined": {"onward_workflows"},
+    "facts.sample_crashed": {"onward_workflows"},
+    "facts.sample_unwakeable": {"onward_workflows"},
+    "facts.largest_payloads": {"onward_workflows", "onward_journal"},
 }
 INDEXES = {
     "claims.due_priorities": "onward_workflows_due (queue=? AND priority=? AND next_run_at<?)",
@@ -40,6 +48,14 @@ INDEXES = {
     "leases.orphan_rows": "onward_workflows_held (worker=?)",
     "reads.list_workflows": "onward_workflows_newest",
     "reads.list_children": "onward_workflows_children (parent_id=?)",
+    "facts.count_held": "onward_workflows_held",
+    "facts.sample_diverged": "onward_workflows_diverged",
+    "facts.count_created": "onward_workflows_newest (created_at>?)",
+    "pruning.old_roots": "onward_workflows_finished (",
+    "pruning.tree": "onward_workflows_children (parent_id=?)",
+    "pruning.is_whole_tree_old": "onward_workflows_children (parent_id=?)",
+    "pruning.children_of": "onward_workflows_children (parent_id=?)",
+    "pruning.delete_waiters": "onward_waiters_waiting (waiter=?)",
 }
 
 
@@ -81,7 +97,15 @@ def test_a_hot_statement_uses_its_index(conn: sqlite3.Connection, name: str) -> 
 
 
 @pytest.mark.parametrize(
-    "name", ["claims.select_due", "reads.list_workflows", "claims.next_due", "reads.list_children"]
+    "name",
+    [
+        "claims.select_due",
+        "reads.list_workflows",
+        "claims.next_due",
+        "reads.list_children",
+        "pruning.old_roots",
+        "pruning.children_of",
+    ],
 )
 def test_an_ordered_statement_takes_its_order_from_the_index(conn: sqlite3.Connection, name: str) -> None:
     assert not any("TEMP B-TREE" in detail for detail in plan(conn, name)), plan(conn, name)

@@ -17,6 +17,7 @@ from onward._store.operations import FinishOp, JournalOp, StartOp
 from onward._store.sqlite.locks import HAS_FLOCK, LockFile
 from onward._store.sqlite.shared import FairMutex, shared_file
 from onward._store.sqlite.store import SqliteStore
+from onward.errors import TransientStoreError
 from tests.conformance.support import (
     SqliteWorld,
     claim_one,
@@ -251,6 +252,29 @@ async def test_a_late_renewal_alone_does_not_kill_a_worker_that_holds_its_lock(w
     assert undertaker.bury("undertaker") == 0  # the first look at this lease
     world.clock.advance(1)
     assert undertaker.bury("undertaker") == 1  # nobody renewed it while the lock was free
+
+
+@pytest.mark.skipif(not HAS_FLOCK, reason="no flock on this system")
+async def test_a_burial_that_fails_leaves_the_lock_file_for_the_next_look(
+    world: SqliteWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = await world.open()
+    undertaker = world.worker(store, "undertaker", lease_s=1000)
+    victim = store.leases()
+    victim.register(worker_row("w1"), 10**12)
+    await start(store)
+    await claim_one(store)
+    victim.close()
+    with monkeypatch.context() as context:
+        context.setattr(undertaker, "_bury", _busy)
+        with pytest.raises(TransientStoreError):
+            undertaker.bury("undertaker")
+    assert undertaker.bury("undertaker") == 1, "as soon as before: the lease would run for days"
+    assert not (world.tmp_path / "onward.db-workers" / "w1.lock").exists()
+
+
+def _busy(*_: object) -> NoReturn:
+    raise TransientStoreError("another connection holds the write lock")
 
 
 async def test_a_renewal_that_comes_just_before_the_burial_wins(

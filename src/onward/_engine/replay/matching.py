@@ -39,14 +39,12 @@ from onward._engine.replay.loop import DEFAULT_LIMITS, Limits, ReplayLoop, Task
 from onward._engine.replay.private import activate, running_loop
 from onward._engine.replay.randomness import Randomness
 from onward._engine.replay.where import location
-from onward._engine.specs import WorkflowSpec
+from onward._engine.specs import PROGRESS, WorkflowSpec
 from onward._store.records import Entry
-from onward.codec import ValueCodec
 from onward.errors import NotInWorkflow, UsageError, WorkflowStuck
 
 logger = logging.getLogger("onward.workflow")
 _NO_TAGS: Mapping[str, str] = MappingProxyType({})
-_PROGRESS = ValueCodec(Any, "progress")
 
 
 class Execution:
@@ -109,8 +107,9 @@ class Execution:
 
     # ------------------------------------------------------------------ in
 
-    def replay(self, history: Sequence[Entry]) -> None:
-        """Start the workflow function and feed all the history. May be called once only.
+    def replay(self, history: Sequence[Entry], *, is_check: bool = False) -> None:
+        """Start the workflow function and feed all the history. May be called once only. `is_check`: nothing will follow, so
+        that even code that no entry precedes counts as replayed.
 
         Raises NonDeterminismError, or CodecError for a payload that the codec of this worker cannot decode; whatever
         workflow code raises becomes `ending`.
@@ -119,7 +118,7 @@ class Execution:
             raise UsageError("replay() may be called once only")
         if isinstance(self._payload, Undecodable):
             raise self._payload.error()
-        activate(self.loop, self._replay, history)
+        activate(self.loop, self._replay, history, is_check)
 
     def deliver(self, entry: Entry) -> None:
         """Deliver one new entry and run to rest. Raises NonDeterminismError where nothing waits for it."""
@@ -211,9 +210,9 @@ class Execution:
 
     # ------------------------------------------------------------------ replay
 
-    def _replay(self, history: Sequence[Entry]) -> None:
+    def _replay(self, history: Sequence[Entry], is_check: bool) -> None:
         self._remaining = len(history)
-        self.is_replaying = bool(history)
+        self.is_replaying = is_check or bool(history)
         if history:
             self._patches = {entry.key: True for entry in history if entry.kind == "patch"} or None
         self._root = self.loop.create_task(self._main(), name=self.spec.name, context=Context())
@@ -439,7 +438,7 @@ class Execution:
 
     def set_progress(self, value: object) -> None:
         """Show this value as the workflow's progress."""
-        text = _PROGRESS.encode(value)
+        text = PROGRESS.encode(value)
         if not self.loop.closing:
             self._commands.pop("progress", None)
             self._commands["progress"] = SetProgress(self.last_seq, text)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from onward._store.clock import SteadyClock
 from onward._store.memory.database import MemoryDatabase, give_back
 from onward._store.memory.state import Worker
@@ -14,7 +16,8 @@ from onward.errors import StoreConflict
 class MemoryLeases:
     """See base.Leases."""
 
-    def __init__(self, database: MemoryDatabase, clock: SteadyClock) -> None:
+    def __init__(self, database: MemoryDatabase, clock: SteadyClock, probe: Callable[[str], None]) -> None:
+        self._probe = probe
         self._database = database
         self._clock = clock
         self._mine: set[str] = set()
@@ -25,8 +28,10 @@ class MemoryLeases:
             if worker.id in self._database.workers:
                 raise StoreConflict(f"there is a worker {worker.id!r} already; ids must be random")
             now = self._clock.now_us()
+            self._probe("register:before-commit")
             self._database.workers[worker.id] = Worker(worker, now, now + lease_us)
             self._mine.add(worker.id)
+        self._probe("register:after-commit")
 
     def renew(self, worker_id: str, lease_us: int) -> bool:
         """Extend the lease unless the worker is dead or gone."""
@@ -34,31 +39,44 @@ class MemoryLeases:
             worker = self._database.workers.get(worker_id)
             if worker is None or worker.is_dead:
                 return False
+            self._probe("renew:before-commit")
             worker.expires_at = self._clock.now_us() + lease_us
-            return True
+        self._probe("renew:after-commit")
+        return True
 
     def retire(self, worker_id: str) -> None:
         """Remove the worker."""
         with self._database.lock:
+            self._probe("retire:before-commit")
             self._database.workers.pop(worker_id, None)
             self._mine.discard(worker_id)
+        self._probe("retire:after-commit")
 
     def bury(self, worker_id: str) -> int:
         """Mark the dead; release what they and absent workers held."""
         with self._database.lock:
             now = self._clock.now_us()
-            for worker in self._database.workers.values():
-                if worker.row.id != worker_id and (worker.expires_at <= now or not worker.has_proof):
-                    worker.is_dead = True
-            alive = {worker.row.id for worker in self._database.workers.values() if not worker.is_dead}
+            dead = [
+                worker
+                for worker in self._database.workers.values()
+                if worker.row.id != worker_id and (worker.is_dead or worker.expires_at <= now or not worker.has_proof)
+            ]
+            alive = self._database.workers.keys() - {worker.row.id for worker in dead}
             orphans = [
                 row for row in self._database.rows.values() if row.worker is not None and row.worker not in alive
             ]
+            is_news = bool(orphans) or not all(worker.is_dead for worker in dead)
+            if is_news:
+                self._probe("bury:before-commit")
+            for worker in dead:
+                worker.is_dead = True
             for row in orphans:
                 give_back(row, now)
                 row.crashes += 1
                 if row.crashes >= CRASH_LIMIT:
                     self._fail(row.new.id, now)
+        if is_news:
+            self._probe("bury:after-commit")
         if orphans:
             self._database.publish()
         return len(orphans)

@@ -10,17 +10,21 @@ import contextlib
 import weakref
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from typing import TypeAlias
+from typing import NoReturn, TypeAlias
 
 import msgspec
 
-from onward._store.base import Clock, WorkerInfo
+from onward._store.base import Clock
 from onward._store.clock import SteadyClock
+from onward._store.diagnosis import Diagnosis, Removal
 from onward._store.memory.database import MemoryDatabase, give_back
+from onward._store.memory.facts import read_work, worker_info
 from onward._store.memory.leases import MemoryLeases
+from onward._store.memory.pruning import prune
 from onward._store.memory.state import Row
 from onward._store.memory.transitions import Transaction
 from onward._store.operations import Op, Outcome
+from onward._store.pruning import PruneBatch, PruneRequest
 from onward._store.records import (
     JOURNAL_FORMAT,
     Claimed,
@@ -29,11 +33,12 @@ from onward._store.records import (
     Inbox,
     JournalRow,
     Loaded,
+    WorkerInfo,
     WorkflowRow,
 )
 from onward._store.subscriber import Subscriber
 from onward._store.verdicts import QUARANTINE_CRASHES
-from onward.errors import FatalStoreError
+from onward.errors import ConfigurationError, FatalStoreError
 
 Rows: TypeAlias = list[WorkflowRow]
 
@@ -44,7 +49,10 @@ _named: weakref.WeakValueDictionary[str, MemoryDatabase] = weakref.WeakValueDict
 class MemoryStore:
     """See base.Store."""
 
-    def __init__(self, name: str = "", *, clock: Clock | None = None) -> None:
+    def __init__(
+        self, name: str = "", *, clock: Clock | None = None, probe: Callable[[str], None] | None = None
+    ) -> None:
+        self._probe = probe or _no_probe
         self._database = _named.setdefault(name, MemoryDatabase()) if name else MemoryDatabase()
         self._clock = SteadyClock(clock)
         self._is_open = False
@@ -88,11 +96,13 @@ class MemoryStore:
             transaction = Transaction(database.rows, now=self.now_us(), retry=retry, next_mail_id=database.next_mail_id)
             try:
                 outcomes = [transaction.apply(op) for op in batch]
+                self._probe("write:before-commit")
             except BaseException:
                 transaction.undo()
                 raise
             database.next_mail_id = transaction.next_mail_id
-            return outcomes
+        self._probe("write:after-commit")
+        return outcomes
 
     async def claim(self, request: ClaimRequest) -> list[Claimed]:
         """Take due rows."""
@@ -112,6 +122,8 @@ class MemoryStore:
             ]
             due.sort(key=lambda row: (row.new.priority, row.next_run_at, row.new.id))
             taken = due[: 1 if request.alone else request.limit]
+            if taken:
+                self._probe("claim:before-commit")
             for row in taken:
                 row.status, row.worker, row.next_run_at, row.waiting_for = "running", request.worker, None, None
                 row.awaited = row.wake_floor = None
@@ -124,7 +136,9 @@ class MemoryStore:
                 row.code_version = row.code_version if row.code_version is not None else request.code_version
             if taken:
                 database.publish()
-            return [row.as_claimed() for row in taken]
+        if taken:
+            self._probe("claim:after-commit")
+        return [row.as_claimed() for row in taken]
 
     async def load(self, workflow_ids: Sequence[str]) -> list[Loaded]:
         """Histories, mail and retry states."""
@@ -181,11 +195,15 @@ class MemoryStore:
         with self._open_database() as database:
             mine = [row for row in database.rows.values() if row.worker == worker_id]
             lost = [row for row in mine if (row.new.id, row.epoch) not in held]
+            if lost:
+                self._probe("reconcile:before-commit")
             for row in lost:
                 give_back(row, self.now_us())
             if lost:
                 database.publish()
-            return [row.new.id for row in lost]
+        if lost:
+            self._probe("reconcile:after-commit")
+        return [row.new.id for row in lost]
 
     async def adopt_diverged(self, code_version: str) -> int:
         """Make rows due that this code version has not tried yet."""
@@ -199,11 +217,23 @@ class MemoryStore:
                 and code_version not in row.diverged_by
                 and (row.next_run_at or 0) > now
             ]
+            if rows:
+                self._probe("adopt:before-commit")
             for row in rows:
                 row.next_run_at = row.updated_at = now
             if rows:
                 database.publish()
-            return len(rows)
+        if rows:
+            self._probe("adopt:after-commit")
+        return len(rows)
+
+    async def prune(self, request: PruneRequest) -> PruneBatch:
+        """Delete a part of what is old."""
+        with self._open_database() as database:
+            self._probe("prune:before-commit")
+            batch = prune(database.rows, request)
+        self._probe("prune:after-commit")
+        return batch
 
     def subscribe(self, notify: Callable[[], None]) -> Callable[[], None]:
         """Call `notify` on this loop soon after a commit."""
@@ -220,9 +250,31 @@ class MemoryStore:
         self._ends.add(end)
         return end
 
+    async def check_serving(self) -> None:
+        """Nothing moves out of memory."""
+
+    def transfer(self) -> NoReturn:
+        """Its rows live and die with this process."""
+        raise ConfigurationError(f"{self.url} belongs to one process: there is nothing in it to copy, and nobody to copy it for")
+
     def leases(self) -> MemoryLeases:
         """For the lease thread."""
-        return MemoryLeases(self._database, self._clock)
+        return MemoryLeases(self._database, self._clock, self._probe)
+
+    # --- for operators ---
+
+    async def diagnose(self, *, thorough: bool = False) -> Diagnosis:
+        """The work alone: there is nothing else to look at."""
+        with self._database.lock:
+            return Diagnosis(url=self.url, findings=(), work=read_work(self._database, self.now_us()))
+
+    def schema_sql(self) -> str:
+        """There is no schema."""
+        return ""
+
+    async def drop_schema(self, *, force: bool = False) -> Removal:
+        """There are no tables."""
+        return Removal()
 
     # --- reads for people ---
 
@@ -237,6 +289,12 @@ class MemoryStore:
         with self._open_database() as database:
             rows = [database.rows[workflow_id] for workflow_id in workflow_ids if workflow_id in database.rows]
             return [row.for_people() for row in rows if row.is_final]
+
+    async def seed(self, workflow_id: str) -> str | None:
+        """Its seed, or None."""
+        with self._open_database() as database:
+            row = database.rows.get(workflow_id)
+            return None if row is None else row.new.seed
 
     async def journal(self, workflow_id: str) -> list[JournalRow]:
         """All entries in seq order."""
@@ -259,15 +317,7 @@ class MemoryStore:
     async def workers(self) -> list[WorkerInfo]:
         """Every worker row, newest first."""
         with self._open_database() as database:
-            infos = [
-                WorkerInfo(
-                    **msgspec.structs.asdict(one.row),
-                    started_at=one.started_at,
-                    expires_at=one.expires_at,
-                    is_dead=one.is_dead,
-                )
-                for one in database.workers.values()
-            ]
+            infos = [worker_info(one) for one in database.workers.values()]
             return sorted(infos, key=lambda info: (info.started_at, info.id), reverse=True)
 
     async def list(self, filter: Filter) -> Rows:
@@ -276,6 +326,10 @@ class MemoryStore:
             rows = [row for row in database.rows.values() if _matches(row, filter)]
             rows.sort(key=lambda row: (row.created_at, row.new.id), reverse=True)
             return [row.for_people() for row in rows[: filter.limit]]
+
+
+def _no_probe(point: str) -> None:
+    """The probe of production."""
 
 
 def _fits(row: Row, types: Sequence[str], only: Sequence[str] | None, alone: bool, journal_format: int) -> bool:

@@ -9,8 +9,12 @@ import os
 import sqlite3
 import sys
 from pathlib import Path
+from typing import TypeVar
 
+from onward._store.scripts import Script, run
 from onward.errors import ConfigurationError
+
+T = TypeVar("T")
 
 MINIMUM_VERSION = (3, 37, 0)
 """STRICT tables came with 3.37; everything else used here is older."""
@@ -35,13 +39,26 @@ def check_version(version: tuple[int, int, int] = sqlite3.sqlite_version_info) -
 def check_file_system(path: Path, mounts: str | None = None) -> None:
     """Raise ConfigurationError if the file lies on a network file system, where SQLite's locks do not hold.
 
-    `mounts` is the text of /proc/mounts; where there is none (macOS, Windows) nothing can be checked.
+    Where it lies is not known everywhere, see `file_system`.
+    """
+    kind, point = file_system(path, mounts)
+    if kind in _NETWORK:
+        raise ConfigurationError(
+            f"{path} lies on a network file system ({kind}, mounted at {point}), where SQLite's locks do not protect the data; "
+            "put the file on a local disk, or use PostgreSQL to share workflows between machines"
+        )
+
+
+def file_system(path: Path, mounts: str | None = None) -> tuple[str, str]:
+    """The kind of the file system that the file lies on, and where that is mounted.
+
+    `mounts` is the text of /proc/mounts; where there is none (macOS, Windows) both are empty.
     """
     if mounts is None:
         try:
             mounts = Path("/proc/mounts").read_text(encoding="utf-8", errors="surrogateescape")
         except OSError:
-            return
+            return "", ""
     best, kind = "", ""
     for line in mounts.splitlines():
         fields = line.split(" ")
@@ -51,11 +68,7 @@ def check_file_system(path: Path, mounts: str | None = None) -> None:
         inside = path == Path(point) or Path(point) in path.parents
         if inside and len(point) >= len(best):
             best, kind = point, fields[2]
-    if kind in _NETWORK:
-        raise ConfigurationError(
-            f"{path} lies on a network file system ({kind}, mounted at {best}), where SQLite's locks do not protect the data; "
-            "put the file on a local disk, or use PostgreSQL to share workflows between machines"
-        )
+    return kind, best
 
 
 def check_place(path: Path, *, create: bool) -> None:
@@ -98,6 +111,11 @@ def connect(
         conn.close()
         raise
     return conn
+
+
+def run_on(conn: sqlite3.Connection, script: Script[T]) -> T:
+    """Carry out a script on one of the store's own connections."""
+    return run(script, lambda sql, parameters: conn.execute(sql, parameters).fetchall())
 
 
 def absolute(path: str | os.PathLike[str]) -> Path:

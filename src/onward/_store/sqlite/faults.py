@@ -1,14 +1,25 @@
 """The one place that decides which of the four kinds of StoreError an error of SQLite is.
 
 The decision rests on the result code alone (never on the text), and on whether it came from COMMIT: only there an I/O error
-leaves the outcome unknown.
+leaves the outcome unknown. The triggers of a move (transfer.py) have a code of their own, and bring the URL in their text.
 """
 
 from __future__ import annotations
 
 import sqlite3
 
-from onward.errors import FatalStoreError, OutcomeUnknown, StoreConflict, StoreError, TransientStoreError
+from onward.errors import (
+    FatalStoreError,
+    OnwardError,
+    OutcomeUnknown,
+    StoreConflict,
+    StoreImporting,
+    StoreMoved,
+    TransientStoreError,
+)
+
+MOVED, IMPORTING = "onward: moved to ", "onward: being copied from "
+"""How the text begins with which triggers refuse a write; the rest is the other database's URL."""
 
 _TRANSIENT: dict[int, str] = {
     sqlite3.SQLITE_BUSY: "another connection holds the write lock",
@@ -38,9 +49,15 @@ _FATAL: dict[int, str] = {
 }
 
 
-def classify(error: sqlite3.Error, *, database: str, committing: bool = False) -> StoreError:
-    """The StoreError for an error of SQLite; raise it `from` the original."""
+def classify(error: sqlite3.Error, *, database: str, committing: bool = False) -> OnwardError:
+    """The StoreError for an error of SQLite; raise it `from` the original. StoreMoved or StoreImporting from a trigger."""
     code: int | None = getattr(error, "sqlite_errorcode", None)
+    if code == sqlite3.SQLITE_CONSTRAINT_TRIGGER:
+        text = str(error)
+        if text.startswith(MOVED):
+            return StoreMoved(f"sqlite:///{database}", text.removeprefix(MOVED))
+        if text.startswith(IMPORTING):
+            return StoreImporting(f"sqlite:///{database}", text.removeprefix(IMPORTING))
     primary = -1 if code is None else code & 0xFF
     name: str = getattr(error, "sqlite_errorname", "") or type(error).__name__
     detail = f"{database}: {name}: {error}"

@@ -32,6 +32,7 @@ from onward._store.operations import (
     StartOp,
 )
 from onward._store.records import Entry
+from onward._store.sqlite.connection import run_on
 from onward._store.sqlite.endings import Ending, Endings
 from onward._store.sqlite.mailbox import cancel, cancel_children, deliver_signals, mark_read, retry_workflows
 from onward._store.sqlite.starts import Start, start_workflows
@@ -85,21 +86,21 @@ def apply_batch(conn: sqlite3.Connection, batch: Sequence[Op], *, retry: bool, n
         _drop_recorded(conn, batch, sets, executions, outcomes)
     wakes = Wakes()
     if sets.starts:
-        start_workflows(conn, sets.starts, outcomes, wakes, now)
+        run_on(conn, start_workflows(sets.starts, outcomes, wakes, now))
     _write_rows(conn, sets, now)
     if sets.finishes:
         endings = Endings()
         endings.extend(sets.finishes)
-        endings.write(conn, wakes, now)
+        run_on(conn, endings.write(wakes, now))
     if sets.orphans:
-        cancel_children(conn, sets.orphans, wakes, now)
+        run_on(conn, cancel_children(sets.orphans, wakes, now))
     if sets.signals:
-        deliver_signals(conn, sets.signals, outcomes, wakes, now)
+        run_on(conn, deliver_signals(sets.signals, outcomes, wakes, now))
     if sets.cancels:
-        cancel(conn, sets.cancels, outcomes, wakes, now, retry=retry)
+        run_on(conn, cancel(sets.cancels, outcomes, wakes, now, retry=retry))
     if sets.operator_retries:
-        retry_workflows(conn, sets.operator_retries, outcomes, wakes, now)
-    wakes.write(conn, now)
+        run_on(conn, retry_workflows(sets.operator_retries, outcomes, wakes, now))
+    run_on(conn, wakes.write(now))
     return outcomes
 
 

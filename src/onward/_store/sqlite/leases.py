@@ -18,6 +18,7 @@ import msgspec
 
 from onward._store.records import WorkerRow
 from onward._store.sqlite.claims import SQL as CLAIMS
+from onward._store.sqlite.connection import run_on
 from onward._store.sqlite.database import Database
 from onward._store.sqlite.endings import Endings
 from onward._store.sqlite.faults import classify
@@ -95,17 +96,22 @@ class SqliteLeases:
                 raise classify(error, database=self._database.name) from error
             now = self._database.now_us()
             suspects: list[tuple[str, int, bool]] = []
+            locks: list[LockFile] = []
             for other, expires_at in others:
                 lock = self._try_lock(other)
                 if isinstance(lock, LockFile):
-                    stack.callback(lock.release, unlink=True)  # held until the death is committed
+                    stack.callback(lock.release, unlink=False)  # held until the death is committed, or the burial fails
+                    locks.append(lock)
                     suspects.append((other, expires_at, True))
                 elif expires_at <= now:
                     suspects.append((other, expires_at, False))
             self._forget_renewed(others)
             if not suspects and orphans == "[]":
                 return 0
-            return self._write("bury", lambda conn, now: self._bury(conn, now, suspects))
+            released = self._write("bury", lambda conn, now: self._bury(conn, now, suspects))
+            for lock in locks:  # a burial that failed has left the files: they are what the next look goes by
+                lock.release(unlink=True)
+            return released
 
     def close(self) -> None:
         """Close the connection and give up the locks; the files stay for whoever buries us."""
@@ -133,8 +139,9 @@ class SqliteLeases:
         if over:
             conn.execute(SQL["count_crash"], {"ids": json_text(over)})
             wakes = Wakes()
-            Endings.look(conn, over, status="failed", error=CRASHED).write(conn, wakes, now)
-            wakes.write(conn, now)
+            endings = run_on(conn, Endings.look(over, status="failed", error=CRASHED))
+            run_on(conn, endings.write(wakes, now))
+            run_on(conn, wakes.write(now))
         return len(rows)
 
     def _has_stalled(self, worker_id: str, expires_at: int, now: int) -> bool:

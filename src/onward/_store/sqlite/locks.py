@@ -24,6 +24,29 @@ def lock_directory(database: Path) -> Path:
     return database.with_name(database.name + "-workers")
 
 
+def is_held(path: Path) -> bool | None:
+    """Whether somebody holds this lock file; None if there is none, or it cannot be asked.
+
+    Asked by a shared lock for an instant: whoever locks a file for the first time in that very instant is turned away, so
+    never ask for one that is just being made.
+    """
+    if sys.platform == "win32":
+        return None
+    try:
+        fd = os.open(path, os.O_RDONLY)
+    except OSError:
+        return None
+    try:
+        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return None
+    finally:
+        os.close(fd)
+    return False
+
+
 class LockFile:
     """One lock file; `path` is kept open while it is held."""
 

@@ -1,6 +1,7 @@
 """Mail and wakes: signals, cancels, operators' retries, and reading the mailbox.
 
-The writing functions run inside the writer's transaction and set the outcomes of their operations by index.
+The writing ones are scripts: they run inside the writer's transaction, or inside a caller's (within.py), and set the outcomes
+of their operations by index.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import msgspec
 
 from onward._store.operations import APPLIED, NOT_FOUND, AlreadyFinal, Outcome, SignalOp
 from onward._store.records import FINAL, Inbox
+from onward._store.scripts import Script
 from onward._store.sqlite.endings import Endings
 from onward._store.sqlite.wakes import SQL, Mail, Wakes, insert_mail
 from onward._store.statements import json_text
@@ -28,8 +30,8 @@ class _Target:
     is_cancel_requested: bool
 
 
-def _look_at_targets(conn: sqlite3.Connection, ids: Sequence[str]) -> dict[str, _Target]:
-    text = conn.execute(SQL["look_at_targets"], {"ids": json_text(list(dict.fromkeys(ids)))}).fetchone()[0]
+def _look_at_targets(ids: Sequence[str]) -> Script[dict[str, _Target]]:
+    [[text]] = yield SQL["look_at_targets"], {"ids": json_text(list(dict.fromkeys(ids)))}
     return {
         workflow_id: _Target(status, epoch, bool(asked))
         for workflow_id, status, epoch, asked in msgspec.json.decode(text)
@@ -48,15 +50,12 @@ def mark_read(conn: sqlite3.Connection, rows: Sequence[tuple[str, int]]) -> None
 
 
 def deliver_signals(
-    conn: sqlite3.Connection, ops: Sequence[tuple[int, SignalOp]], outcomes: list[Outcome], wakes: Wakes, now: int
-) -> None:
+    ops: Sequence[tuple[int, SignalOp]], outcomes: list[Outcome], wakes: Wakes, now: int
+) -> Script[None]:
     """Put signals into mailboxes, in order; one whose token is known was delivered before."""
-    targets = _look_at_targets(conn, [op.workflow_id for _, op in ops])
-    tokens = json_text([(op.workflow_id, op.token) for _, op in ops])
-    known = {
-        (workflow_id, token)
-        for workflow_id, token in msgspec.json.decode(conn.execute(SQL["known_tokens"], {"rows": tokens}).fetchone()[0])
-    }
+    targets = yield from _look_at_targets([op.workflow_id for _, op in ops])
+    [[text]] = yield SQL["known_tokens"], {"rows": json_text([(op.workflow_id, op.token) for _, op in ops])}
+    known = {(workflow_id, token) for workflow_id, token in msgspec.json.decode(text)}
     mail: list[Mail] = []
     for index, op in ops:
         refusal = _refusal(targets.get(op.workflow_id))
@@ -67,20 +66,14 @@ def deliver_signals(
             mail.append((op.workflow_id, "signal", op.name, op.payload, None, op.token))
             wakes.signalled(op.workflow_id)
     if mail:
-        insert_mail(conn, mail, now)
+        yield from insert_mail(mail, now)
 
 
 def cancel(
-    conn: sqlite3.Connection,
-    ops: Sequence[tuple[int, str]],
-    outcomes: list[Outcome],
-    wakes: Wakes,
-    now: int,
-    *,
-    retry: bool,
-) -> None:
+    ops: Sequence[tuple[int, str]], outcomes: list[Outcome], wakes: Wakes, now: int, *, retry: bool
+) -> Script[None]:
     """End the workflows that never ran; ask the others to end, once."""
-    targets = _look_at_targets(conn, [workflow_id for _, workflow_id in ops])
+    targets = yield from _look_at_targets([workflow_id for _, workflow_id in ops])
     at_once: list[str] = []
     asked: list[str] = []
     for index, workflow_id in ops:
@@ -98,38 +91,42 @@ def cancel(
             wakes.forced(workflow_id)
             target.is_cancel_requested = True
     if at_once:
-        Endings.look(conn, at_once, status="cancelled", error=CANCELLED_UNBEGUN).write(conn, wakes, now)
+        endings = yield from Endings.look(at_once, status="cancelled", error=CANCELLED_UNBEGUN)
+        yield from endings.write(wakes, now)
     if asked:
-        conn.execute(SQL["request_cancel"], {"ids": json_text(asked), "now": now})
-        insert_mail(conn, [(workflow_id, "cancel", "", None, None, None) for workflow_id in asked], now)
+        yield SQL["request_cancel"], {"ids": json_text(asked), "now": now}
+        yield from insert_mail([(workflow_id, "cancel", "", None, None, None) for workflow_id in asked], now)
 
 
-def cancel_children(conn: sqlite3.Connection, parents: Sequence[str], wakes: Wakes, now: int) -> None:
+def cancel_children(parents: Sequence[str], wakes: Wakes, now: int) -> Script[None]:
     """Cancel the children of ended workflows that have not ended themselves, in order of id."""
-    text = conn.execute(SQL["living_children"], {"ids": json_text(parents)}).fetchone()[0]
+    [[text]] = yield SQL["living_children"], {"ids": json_text(parents)}
     ids: list[str] = msgspec.json.decode(text)
     if ids:
-        cancel(conn, list(enumerate(ids)), [APPLIED] * len(ids), wakes, now, retry=False)
+        yield from cancel(list(enumerate(ids)), [APPLIED] * len(ids), wakes, now, retry=False)
 
 
-def retry_workflows(
-    conn: sqlite3.Connection, ops: Sequence[tuple[int, str]], outcomes: list[Outcome], wakes: Wakes, now: int
-) -> None:
+def retry_workflows(ops: Sequence[tuple[int, str]], outcomes: list[Outcome], wakes: Wakes, now: int) -> Script[None]:
     """An operator's retry: rare, so one workflow at a time."""
-    targets = _look_at_targets(conn, [workflow_id for _, workflow_id in ops])
+    targets = yield from _look_at_targets([workflow_id for _, workflow_id in ops])
+    finished = [workflow_id for workflow_id, target in targets.items() if target.status in FINAL]
+    gone: list[str] = []
+    if finished:
+        [[text]] = yield SQL["being_pruned"], {"ids": json_text(finished)}
+        gone = msgspec.json.decode(text)
     for index, workflow_id in ops:
         target = targets.get(workflow_id)
-        if target is None:
+        if target is None or workflow_id in gone:
             outcomes[index] = NOT_FOUND
         elif target.status == "completed":
             outcomes[index] = AlreadyFinal(target.status)
         elif target.status in FINAL:
-            conn.execute(SQL["strike_from"], {"id": workflow_id})
-            conn.execute(SQL["retry_finished"], {"id": workflow_id, "now": now})
+            yield SQL["strike_from"], {"id": workflow_id}
+            yield SQL["retry_finished"], {"id": workflow_id, "now": now}
             target.status = "pending"
         elif target.status != "running":
-            conn.execute(SQL["hasten_retries"], {"id": workflow_id, "now": now})
-            conn.execute(SQL["hasten_diverged"], {"id": workflow_id, "now": now})
+            yield SQL["hasten_retries"], {"id": workflow_id, "now": now}
+            yield SQL["hasten_diverged"], {"id": workflow_id, "now": now}
             wakes.forced(workflow_id)
 
 

@@ -1,4 +1,4 @@
-"""Reads for people: one statement each, decoded from one JSON text. Never a lock, never a new file, never the seed."""
+"""Reads for people: one statement each, decoded from one JSON text. Never a lock, never a new file; the seed for exports only."""
 
 from __future__ import annotations
 
@@ -8,8 +8,7 @@ from typing import Any
 
 import msgspec
 
-from onward._store.base import WorkerInfo
-from onward._store.records import Filter, JournalRow, WorkflowRow
+from onward._store.records import Filter, JournalRow, WorkerInfo, WorkflowRow
 from onward._store.statements import json_text, load_statements
 
 # The last step is found in the journal (backwards by its primary key): the column lags behind it on purpose.
@@ -37,6 +36,12 @@ def get(conn: sqlite3.Connection, workflow_id: str) -> WorkflowRow | None:
     """One workflow, or None."""
     row = conn.execute(SQL["get_workflow"], {"id": workflow_id}).fetchone()
     return None if row is None else msgspec.json.decode(row[0], type=WorkflowRow)
+
+
+def seed(conn: sqlite3.Connection, workflow_id: str) -> str | None:
+    """Its seed, or None."""
+    row = conn.execute(SQL["get_seed"], {"id": workflow_id}).fetchone()
+    return None if row is None else str(row[0])
 
 
 def outcomes(conn: sqlite3.Connection, workflow_ids: Sequence[str]) -> list[WorkflowRow]:

@@ -5,7 +5,6 @@ The seed is the token of one very start: a start repeated after an unknown commi
 
 from __future__ import annotations
 
-import sqlite3
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -13,6 +12,7 @@ import msgspec
 
 from onward._store.operations import LEASE_LOST, IdConflict, Outcome, Started, StartOp
 from onward._store.records import FINAL, NewWorkflow
+from onward._store.scripts import Script
 from onward._store.sqlite.wakes import Wakes
 from onward._store.statements import json_text, load_statements
 
@@ -39,12 +39,10 @@ class _Known:
     status: str
 
 
-def start_workflows(
-    conn: sqlite3.Connection, starts: Sequence[Start], outcomes: list[Outcome], wakes: Wakes, now: int
-) -> None:
+def start_workflows(starts: Sequence[Start], outcomes: list[Outcome], wakes: Wakes, now: int) -> Script[None]:
     """Insert what is new, answer every start, and arrange that parents hear of children that are not theirs."""
     ids = json_text(list(dict.fromkeys(start.op.workflow.id for start in starts)))
-    text = conn.execute(SQL["find_starts"], {"ids": ids}).fetchone()[0]
+    [[text]] = yield SQL["find_starts"], {"ids": ids}
     known = {row[0]: _Known(*row[1:]) for row in msgspec.json.decode(text)}
     fresh: list[NewWorkflow] = []
     waiters: list[tuple[str, str]] = []
@@ -69,11 +67,11 @@ def start_workflows(
             elif row.parent_id != parent and start.op.watch:
                 waiters.append((new.id, parent))
     if fresh:
-        conn.execute(SQL["insert_workflows"], {"rows": json_text([_new_row(new) for new in fresh]), "now": now})
+        yield SQL["insert_workflows"], {"rows": json_text([_new_row(new) for new in fresh]), "now": now}
     if waiters:
-        conn.execute(SQL["insert_waiters"], {"rows": json_text(waiters), "now": now})
+        yield SQL["insert_waiters"], {"rows": json_text(waiters), "now": now}
     if ended:
-        rows = conn.execute(SQL["deliver_known_ends"], {"rows": json_text(ended), "now": now}).fetchall()
+        rows = yield SQL["deliver_known_ends"], {"rows": json_text(ended), "now": now}
         for (parent,) in rows:
             wakes.child_ended(parent, is_urgent=True)
 

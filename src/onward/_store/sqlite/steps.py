@@ -41,7 +41,8 @@ def refuse_inside_step(path: Path) -> None:
     if _inside.get() == path:
         raise InTransactionalStep(
             f"a transactional step holds the only writer of {path}, so this call would wait for itself; "
-            "use the connection given to the step, or make the call from an ordinary step"
+            "use the connection given to the step (using(tx=connection), signal(…, tx=connection)), or make the call from an "
+            "ordinary step"
         )
 
 

@@ -13,18 +13,23 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TypeAlias, TypeVar, cast
 
-from onward._store.base import Clock, WorkerInfo
-from onward._store.operations import Fence, JournalOp, Op, Outcome
-from onward._store.records import Claimed, ClaimRequest, Filter, Inbox, JournalRow, Loaded, WorkflowRow
-from onward._store.sqlite import claims, mailbox, reads
+from onward._store.base import Clock
+from onward._store.diagnosis import Diagnosis, Removal
+from onward._store.operations import LEASE_LOST, Fence, JournalOp, Op, Outcome
+from onward._store.pruning import PruneBatch, PruneRequest
+from onward._store.records import Claimed, ClaimRequest, Filter, Inbox, JournalRow, Loaded, WorkerInfo, WorkflowRow
+from onward._store.scripts import Script
+from onward._store.sqlite import claims, diagnosis, mailbox, migrations, pruning, reads, removal
 from onward._store.sqlite.connection import absolute, check_file_system, check_place, check_version, connect
 from onward._store.sqlite.database import Database, Probe
 from onward._store.sqlite.journal import apply_batch
 from onward._store.sqlite.leases import SqliteLeases
-from onward._store.sqlite.migrations import ensure_schema, url_of
-from onward._store.sqlite.steps import refuse_inside_step, run_step
+from onward._store.sqlite.migrations import check_exists, ensure_schema, url_of
+from onward._store.sqlite.steps import StepConnection, refuse_inside_step, run_step
 from onward._store.sqlite.threads import JobThreads
-from onward.errors import SchemaError
+from onward._store.sqlite.transfer import SqliteTransfer, check_serving
+from onward._store.sqlite.within import write_within
+from onward._store.within.base import Caller, CallerOp
 
 T = TypeVar("T")
 Rows: TypeAlias = list[WorkflowRow]
@@ -54,10 +59,8 @@ class SqliteStore:
         path = self._database.path
         check_place(path, create=migrate)
         check_file_system(path)
-        if not migrate and not path.exists():
-            raise SchemaError(
-                f"there is no database {path}; check the URL, or make it with: onward migrate --url {self.url}"
-            )
+        if not migrate:
+            check_exists(self._database)
         self._loop = asyncio.get_running_loop()
         self._create_file = migrate
         try:
@@ -96,7 +99,10 @@ class SqliteStore:
             return []
 
         def apply(conn: sqlite3.Connection, now: int) -> list[Outcome]:
-            return apply_batch(conn, batch, retry=retry, now=now)
+            outcomes = apply_batch(conn, batch, retry=retry, now=now)
+            if LEASE_LOST in outcomes:
+                check_serving(conn, self._database)
+            return outcomes
 
         is_news = any(type(op) is not JournalOp for op in batch)
         return await self._write(lambda conn: self._database.transaction(conn, "write", apply, is_news=is_news))
@@ -131,6 +137,12 @@ class SqliteStore:
             raise error
         return cast(T, result)
 
+    def write_within(self, ops: Sequence[CallerOp], caller: Caller) -> Script[list[Outcome]]:
+        """See within.base.WritesWithin."""
+        if not isinstance(caller.connection, StepConnection):
+            refuse_inside_step(self._database.path)
+        return write_within(self._database, ops, caller)
+
     async def claim(self, request: ClaimRequest) -> list[Claimed]:
         """Take due rows."""
         return await self._write(lambda conn: claims.claim(conn, self._database, request))
@@ -142,6 +154,17 @@ class SqliteStore:
     async def adopt_diverged(self, code_version: str) -> int:
         """Make rows due that this code version has not tried yet."""
         return await self._write(lambda conn: claims.adopt_diverged(conn, self._database, code_version))
+
+    async def prune(self, request: PruneRequest) -> PruneBatch:
+        """Delete a part of what is old."""
+        step = await self._readers.call(lambda conn: pruning.look(conn, request))
+        if isinstance(step, PruneBatch):
+            return step
+
+        def carry_out(conn: sqlite3.Connection, now: int) -> PruneBatch:
+            return pruning.carry_out(conn, step, request)
+
+        return await self._write(lambda conn: self._database.transaction(conn, "prune", carry_out, is_news=False))
 
     async def load(self, workflow_ids: Sequence[str]) -> list[Loaded]:
         """Histories, mail and retry states."""
@@ -180,15 +203,41 @@ class SqliteStore:
 
         return end
 
+    async def check_serving(self) -> None:
+        """Whether the workflows are here."""
+        await self._readers.call(lambda conn: check_serving(conn, self._database))
+
+    def transfer(self) -> SqliteTransfer:
+        """This file as a side of a move."""
+        return SqliteTransfer(self._database)
+
     def leases(self) -> SqliteLeases:
         """The lease thread's connection, opened by its first call."""
         return SqliteLeases(self._database)
+
+    # --- for operators ---
+
+    async def diagnose(self, *, thorough: bool = False) -> Diagnosis:
+        """Look at the file."""
+        return await asyncio.to_thread(diagnosis.diagnose, self._database, thorough=thorough)
+
+    def schema_sql(self) -> str:
+        """The statements that make the schema."""
+        return migrations.schema_sql()
+
+    async def drop_schema(self, *, force: bool = False) -> Removal:
+        """Remove Onward's tables and lock files from the file."""
+        return await asyncio.to_thread(removal.drop_schema, self._database, force=force)
 
     # --- reads for people ---
 
     async def get(self, workflow_id: str) -> WorkflowRow | None:
         """One workflow, or None."""
         return await self._readers.call(lambda conn: reads.get(conn, workflow_id))
+
+    async def seed(self, workflow_id: str) -> str | None:
+        """Its seed, or None."""
+        return await self._readers.call(lambda conn: reads.seed(conn, workflow_id))
 
     async def outcomes(self, workflow_ids: Sequence[str]) -> Rows:
         """Those of these workflows that are final."""

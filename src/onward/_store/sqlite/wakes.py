@@ -5,11 +5,11 @@ Nobody else touches `signals`. The rule stands in base.py, the statement in sql/
 
 from __future__ import annotations
 
-import sqlite3
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
+from onward._store.scripts import Script
 from onward._store.statements import json_text, load_statements
 
 SQL = load_statements("onward._store.sqlite", "mailbox")
@@ -53,13 +53,13 @@ class Wakes:
         """A cancel or an operator wants it to run now, even if it is delayed or backing off."""
         self._of(workflow_id).is_forced = True
 
-    def write(self, conn: sqlite3.Connection, now: int) -> None:
+    def write(self, now: int) -> Script[None]:
         """Write them all by one statement."""
         if self._by_id:
             rows = [(one, wake.signals, wake.ends, wake.is_urgent, wake.is_forced) for one, wake in self._by_id.items()]
-            conn.execute(SQL["wake_rows"], {"rows": json_text(rows), "now": now})
+            yield SQL["wake_rows"], {"rows": json_text(rows), "now": now}
 
 
-def insert_mail(conn: sqlite3.Connection, mail: Sequence[Mail], now: int) -> None:
+def insert_mail(mail: Sequence[Mail], now: int) -> Script[None]:
     """Put mail into mailboxes, in order; workflows that have ended get none."""
-    conn.execute(SQL["insert_mail"], {"rows": json_text(mail), "now": now})
+    yield SQL["insert_mail"], {"rows": json_text(mail), "now": now}

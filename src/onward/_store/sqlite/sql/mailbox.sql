@@ -71,6 +71,14 @@ FROM json_each(:wanted) AS i CROSS JOIN onward_workflows AS w WHERE w.id = json_
 -- By the index of held rows.
 SELECT json_group_object(id, signals) FROM onward_workflows WHERE status = 'running' AND worker = :worker;
 
+-- name: being_pruned
+-- Of these: what stands in a tree that is marked, up the parents by primary key.
+WITH RECURSIVE up (id, ancestor) AS (
+    SELECT value, value FROM json_each(:ids)
+    UNION
+    SELECT up.id, w.parent_id FROM up CROSS JOIN onward_workflows AS w WHERE w.id = up.ancestor AND w.parent_id IS NOT NULL)
+SELECT json_group_array(DISTINCT up.id) FROM up CROSS JOIN onward_prunings AS p WHERE p.root = up.ancestor;
+
 -- name: retry_finished
 -- An operator's retry of one failed or cancelled workflow. Its next claim sets a new deadline.
 UPDATE onward_workflows SET

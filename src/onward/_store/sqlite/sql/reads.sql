@@ -1,8 +1,11 @@
 -- Reads for people: single statements on a reader's connection, never locking anybody. `workflow` columns are given as JSON
--- objects with the names of records.WorkflowRow; the seed is not among them.
+-- objects with the names of records.WorkflowRow; the seed is not among them (`get_seed` is for exports).
 
 -- name: get_workflow
 SELECT {workflow} FROM onward_workflows AS w WHERE w.id = :id;
+
+-- name: get_seed
+SELECT seed FROM onward_workflows WHERE id = :id;
 
 -- name: list_final
 SELECT json_group_array({workflow}) FROM json_each(:ids) AS i CROSS JOIN onward_workflows AS w

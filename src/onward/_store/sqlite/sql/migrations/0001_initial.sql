@@ -51,6 +51,8 @@ CREATE INDEX onward_workflows_held ON onward_workflows (worker) WHERE status = '
 CREATE INDEX onward_workflows_newest ON onward_workflows (created_at, id);
 CREATE INDEX onward_workflows_children ON onward_workflows (parent_id, created_at, id) WHERE parent_id IS NOT NULL;
 CREATE INDEX onward_workflows_diverged ON onward_workflows (next_run_at, id) WHERE diverged_by IS NOT NULL;
+-- What a pruning may delete, with all that descends from it, oldest first.
+CREATE INDEX onward_workflows_finished ON onward_workflows (finished_at, id) WHERE parent_id IS NULL AND finished_at IS NOT NULL;
 
 CREATE TABLE onward_journal (
     workflow_id TEXT NOT NULL,
@@ -92,6 +94,8 @@ CREATE TABLE onward_waiters (
     PRIMARY KEY (target, waiter)
 ) STRICT, WITHOUT ROWID;
 
+CREATE INDEX onward_waiters_waiting ON onward_waiters (waiter);
+
 -- Steps between two tries.
 CREATE TABLE onward_step_retries (
     workflow_id TEXT NOT NULL,
@@ -100,6 +104,27 @@ CREATE TABLE onward_step_retries (
     next_at     INTEGER NOT NULL,
     error       TEXT,
     PRIMARY KEY (workflow_id, key)
+) STRICT, WITHOUT ROWID;
+
+-- Roots whose tree is being pruned over several transactions; `position` is where the next one goes on, null until it is known
+-- that all of the tree has finished before `finished_before`.
+CREATE TABLE onward_prunings (
+    root            TEXT PRIMARY KEY NOT NULL,
+    finished_before INTEGER NOT NULL,
+    position        TEXT
+) STRICT, WITHOUT ROWID;
+
+-- A move to another database (`onward copy`): `source`, where the workflows of this one went, or `target`, where they come from.
+-- While a source is fenced, or a target is not open yet (`ended_at` null), triggers refuse every write; `is_writing` is true only
+-- inside the transactions of the copy itself. `position` is what the copy has reached.
+CREATE TABLE onward_moving (
+    role       TEXT PRIMARY KEY NOT NULL CHECK (role IN ('source', 'target')),
+    copy_id    TEXT NOT NULL,
+    url        TEXT NOT NULL,
+    began_at   INTEGER NOT NULL,
+    ended_at   INTEGER,
+    is_writing INTEGER NOT NULL DEFAULT 0,
+    position   TEXT
 ) STRICT, WITHOUT ROWID;
 
 CREATE TABLE onward_workers (

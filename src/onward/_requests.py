@@ -1,0 +1,153 @@
+"""From what the caller of a client writes to operations and filters, and from outcomes to errors; used by `client.py`.
+
+All checks of a call are made here, before anything is written and before a caller's connection is touched.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable, Mapping
+from datetime import datetime
+from typing import Any, TypeVar
+
+from onward._engine.replay.calls import current_execution
+from onward._engine.specs import WorkflowSpec
+from onward._engine.starts import new_seed, new_workflow, new_workflow_id
+from onward._store.operations import AlreadyFinal, IdConflict, NotFound, Outcome, SignalOp, Started, StartOp
+from onward._store.records import FINAL, Filter
+from onward._store.within.base import CallerConnection
+from onward.context import Signal
+from onward.definitions import BoundWorkflow, Workflow
+from onward.errors import (
+    ConfigurationError,
+    NotAllowedInWorkflow,
+    UsageError,
+    WorkflowAlreadyEnded,
+    WorkflowIdConflict,
+    WorkflowNotFound,
+    WrongEventLoop,
+)
+from onward.info import WorkflowInfo, microseconds
+from onward.worker import is_worker_loop
+
+R = TypeVar("R")
+T = TypeVar("T")
+
+
+def refuse_in_workflow() -> None:
+    """No client works in a workflow function."""
+    if current_execution() is not None:
+        raise NotAllowedInWorkflow("a client does I/O; do this in a step, or use onward.start() for a child workflow")
+
+
+def refuse_blocking_call() -> None:
+    """A blocking call must not be made in a workflow, nor on the loop of a worker."""
+    refuse_in_workflow()
+    try:
+        loop = asyncio.get_running_loop()
+    except RuntimeError:
+        return
+    if is_worker_loop(loop):
+        raise WrongEventLoop(
+            "a blocking Client on the event loop of a worker would stop that worker; "
+            "use `async with onward.AsyncClient()` here, or make the step a plain `def`"
+        )
+
+
+def checked_workflow(workflow: object) -> Workflow[..., Any]:
+    """What was given as a workflow, if it is one."""
+    if not isinstance(workflow, Workflow):
+        hint = "; decorate it with @onward.workflow" if callable(workflow) else ""
+        raise ConfigurationError(f"not a workflow: {workflow!r}{hint}")
+    return workflow
+
+
+def bound_workflow(workflow: object, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> BoundWorkflow[Any]:
+    """The workflow of a `start` or `run` with its arguments."""
+    if isinstance(workflow, BoundWorkflow):
+        return workflow
+    return checked_workflow(workflow).bind(*args, **kwargs)
+
+
+def bound_workflows(workflows: Iterable[BoundWorkflow[R]]) -> tuple[list[BoundWorkflow[R]], CallerConnection | None]:
+    """The workflows of a `start_many`, and the one `tx=` of all of them."""
+    bounds = list(workflows)
+    for bound in bounds:
+        if not isinstance(bound, BoundWorkflow):
+            raise ConfigurationError(f"start_many takes bound workflows: my_workflow.bind(args), not {bound!r}")
+    tx = bounds[0].options.tx if bounds else None
+    if any(bound.options.tx is not tx for bound in bounds):
+        raise ConfigurationError(
+            "start_many writes in one transaction: give all workflows the same using(tx=), or none"
+        )
+    return bounds, tx
+
+
+def refuse_tx_of_run(bound: BoundWorkflow[Any]) -> None:
+    """`run` works on what is committed."""
+    if bound.options.tx is not None:
+        raise UsageError(
+            "run() works on the workflow at once, and cannot see a start that is not committed: start it with using(tx=), "
+            "commit, then run the same id without tx="
+        )
+
+
+def start_op(bound: BoundWorkflow[Any]) -> StartOp:
+    """The insert of a start."""
+    spec, options = bound.spec, bound.options
+    spec.arguments.resolve()
+    spec.result.resolve()
+    payload, digest = spec.arguments.encode_with_digest(bound.args, bound.kwargs)
+    return StartOp(new_workflow(spec, options, options.id or new_workflow_id(), payload, digest, seed=new_seed()))
+
+
+def signal_op(workflow_id: str, signal: Signal[T], value: T) -> SignalOp:
+    """The message of a signal."""
+    return SignalOp(workflow_id, signal.name, signal.codec.encode(value), new_seed())
+
+
+def checked_start(outcome: Outcome, spec: WorkflowSpec) -> Started:
+    """The outcome of a start, or its error."""
+    if isinstance(outcome, IdConflict):
+        raise WorkflowIdConflict(outcome.id, outcome.existing_type, spec.name)
+    assert isinstance(outcome, Started)
+    return outcome
+
+
+def check_delivered(outcome: Outcome, workflow_id: str, database: str) -> None:
+    """Raise the error of a signal that was not delivered."""
+    if isinstance(outcome, NotFound):
+        raise WorkflowNotFound(workflow_id, database)
+    if isinstance(outcome, AlreadyFinal):
+        raise WorkflowAlreadyEnded(workflow_id, outcome.status)
+
+
+def list_filter(
+    status: str | Iterable[str],
+    type_name: str | Workflow[..., Any] | None,
+    tags: Mapping[str, str] | None,
+    created_after: datetime | None,
+    created_before: datetime | None,
+    before: WorkflowInfo | None,
+    limit: int,
+) -> Filter:
+    """The filter of a `list`."""
+    statuses = (status,) if isinstance(status, str) else tuple(status)
+    known = FINAL | {"pending", "running", "waiting"}
+    for name in statuses:
+        if name not in known:
+            raise ConfigurationError(f"no such status: {name!r}; there are {', '.join(sorted(known))}")
+    if not 1 <= limit <= 1000:
+        raise ConfigurationError(f"limit must lie between 1 and 1000, not {limit!r}")
+    for at in (created_after, created_before):
+        if at is not None and at.tzinfo is None:
+            raise ConfigurationError(f"datetimes must be timezone-aware, not {at!r}")
+    return Filter(
+        status=statuses,
+        types=() if type_name is None else (type_name if isinstance(type_name, str) else type_name.spec.name,),
+        created_after=None if created_after is None else microseconds(created_after),
+        created_before=None if created_before is None else microseconds(created_before),
+        tags=tuple((tags or {}).items()),
+        before=None if before is None else (microseconds(before.created_at), before.id),
+        limit=limit,
+    )

@@ -1,0 +1,1 @@
+"""Connections of callers, in whose own transaction a client writes (`tx=`): one small adapter for each driver."""
