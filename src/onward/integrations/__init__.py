@@ -1,0 +1,1 @@
+"""What Onward has for particular frameworks, a module for each; none is imported unless you import it."""
