@@ -14,9 +14,11 @@ CODE := src tests tools benchmarks examples
 help: ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/\1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 10
 
-demo: $(STAMP) ## a data pipeline whose worker is killed half-way, and a welcome mail three days later
+demo: $(STAMP) ## four systems, each killed half-way: a data pipeline, welcome mails, a webhook, an AI pipeline
 	$(BIN)/onward demo
 	$(BIN)/python examples/welcome_sequence.py
+	$(BIN)/python examples/webhook.py
+	$(BIN)/python examples/ai_pipeline.py
 
 test: $(STAMP) ## the whole test suite, under 10 minutes (ARGS="-k word" to choose)
 	$(BIN)/pytest -n 2 --dist loadfile $(ARGS)
@@ -28,26 +30,30 @@ check: $(STAMP) ## format, lint, types and the rules of the layout
 	$(BIN)/ruff format --check $(CODE)
 	$(BIN)/ruff check $(CODE)
 	$(BIN)/mypy
-	$(BIN)/pyright tests/typing/right_*.py
+	$(BIN)/pyright --pythonpath $(BIN)/python tests/typing/right_*.py
 	$(BIN)/python tools/check_layout.py
 	$(BIN)/python tools/check_docs.py
+	$(BIN)/python -m tools.reference --check
 
 fmt: $(STAMP) ## format the code and mend what can be mended
 	$(BIN)/ruff check --fix $(CODE)
 	$(BIN)/ruff format $(CODE)
+	$(BIN)/python -m tools.reference
 
 bench: $(STAMP) ## speed and memory, against a bare sqlite3 loop (ARGS= for one measure)
 	$(BIN)/python -m benchmarks --write $(ARGS)
 
-docs: $(STAMP) ## check every link and code block of the README and docs/
+docs: $(STAMP) ## check the README and docs/, and build the site in site/ (warnings fail)
 	$(BIN)/python tools/check_docs.py
+	$(BIN)/python -m tools.reference --check
+	$(BIN)/python -m tools.build_docs
 
 build: $(STAMP) ## the wheel and the source distribution, in dist/
 	rm -rf dist
 	$(BIN)/python -m build
 
 clean: ## remove everything that the targets made
-	rm -rf .venv dist build .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	rm -rf .venv dist build site .cache .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(STAMP): pyproject.toml

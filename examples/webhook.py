@@ -1,0 +1,80 @@
+"""A webhook that may come again: its event is kept and its workflow is started in one transaction, or neither is.
+
+    pip install "onward[demo]"
+    python webhook.py
+
+Stripe delivers an event until it gets a 200, and at times once more. _webhook_world.py plays that: the event comes three times,
+the second of three updates fails at first, and the server is killed with SIGKILL in between. Then it counts what happened.
+"""
+
+import asyncio
+import contextlib
+import os
+import sqlite3
+from collections.abc import AsyncIterator
+
+import _webhook_world  # first: it says what is missing
+import httpx
+import stripe
+from fastapi import FastAPI, HTTPException, Request
+
+import onward
+
+FILE = "shop.db"  # the shop's tables, and Onward's
+TABLES = "events (id PRIMARY KEY)", "orders (session, customer)", "licences (customer)", "ledger (session, cents)"
+
+
+@onward.step(retry=4)
+def call(service: str, customer: str) -> None:
+    key = onward.current_step().idempotency_key  # the same on every try: the service recognises a repetition
+    url = f"{os.environ['SERVICES_URL']}/{service}"
+    httpx.post(url, json={"customer": customer}, headers={"Idempotency-Key": key}, timeout=60).raise_for_status()
+
+
+@onward.step(retry=4, transactional=True)  # the three rows and the record of this step: all of them, or none
+def book(database: sqlite3.Connection, session: str, customer: str, cents: int) -> None:
+    database.execute("INSERT INTO orders VALUES (?, ?)", (session, customer))
+    if onward.current_step().try_number == 1:
+        raise RuntimeError("the second update fails, the first time")
+    database.execute("INSERT INTO licences VALUES (?)", (customer,))
+    database.execute("INSERT INTO ledger VALUES (?, ?)", (session, cents))
+
+
+@onward.workflow
+async def fulfil(session: str, customer: str, cents: int) -> None:
+    await call.using(key="provision")("access", customer)
+    await call.using(key="confirm")("mail", customer)
+    await book(session, customer, cents)
+
+
+@contextlib.asynccontextmanager
+async def working(shop: FastAPI) -> AsyncIterator[None]:
+    with contextlib.closing(sqlite3.connect(FILE)) as database:
+        database.executescript(";".join(f"CREATE TABLE IF NOT EXISTS {table}" for table in TABLES))
+    async with onward.Worker(f"sqlite:///{FILE}", workflows=[fulfil]):
+        yield
+
+
+shop = FastAPI(lifespan=working)
+client = onward.Client(f"sqlite:///{FILE}")
+
+
+@shop.post("/stripe")
+async def receive(request: Request) -> None:
+    try:
+        signature = request.headers.get("Stripe-Signature")
+        event = stripe.Webhook.construct_event(await request.body(), signature, _webhook_world.SECRET)
+    except stripe.SignatureVerificationError as error:
+        raise HTTPException(400, "not from Stripe") from error
+    if event.type == "checkout.session.completed":
+        await asyncio.to_thread(accept, event.id, event.data.object)  # the 200 goes out once it is durable
+
+
+def accept(event_id: str, paid: stripe.checkout.Session) -> None:
+    with contextlib.closing(sqlite3.connect(FILE)) as database, database:  # commits at the end, or rolls back
+        database.execute("INSERT INTO events VALUES (?) ON CONFLICT DO NOTHING", (event_id,))
+        client.start(fulfil.using(id=event_id, tx=database), paid.id, paid.customer_email, paid.amount_total)
+
+
+if __name__ == "__main__":
+    asyncio.run(_webhook_world.play())
