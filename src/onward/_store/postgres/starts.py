@@ -1,0 +1,66 @@
+"""Starting workflows: many in one statement, each found again by its id, and told apart by its seed.
+
+The seed is the token of one very start: a start repeated after an unknown commit finds its own row and says `created` again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import msgspec
+
+from onward._store.operations import LEASE_LOST, IdConflict, Outcome, Started
+from onward._store.postgres.batch import Start
+from onward._store.postgres.statements import Call, Statement, as_json
+
+
+class WatchRow(msgspec.Struct, gc=False):
+    """Who wants to hear of whose end; `type` and `digest` as started, for a conflict is not watched."""
+
+    target: str
+    waiter: str
+    type: str
+    digest: str
+
+
+def is_watching(start: Start) -> bool:
+    """Whether its parent is to hear of its end even where it is not its child."""
+    return start.op.watch and start.op.fence is not None and not start.look_only
+
+
+def watch_rows(starts: Sequence[Start]) -> bytes:
+    """The watching starts as a parameter."""
+    rows = [
+        WatchRow(start.op.workflow.id, start.op.fence.workflow_id, start.op.workflow.type, start.op.workflow.digest)
+        for start in starts
+        if start.op.fence is not None
+    ]
+    return as_json(rows)
+
+
+def start_calls(sql: Mapping[str, Statement], starts: Sequence[Start]) -> list[Call]:
+    """Insert what is new, find all, watch; the second answer is for `note_starts`."""
+    fresh = sorted((start.op.workflow for start in starts if not start.look_only), key=lambda new: new.id)
+    ids = list(dict.fromkeys(start.op.workflow.id for start in starts))
+    calls = [sql["insert_workflows"].bind(rows=as_json(fresh)), sql["find_starts"].bind(ids=as_json(ids))]
+    watching = [start for start in starts if is_watching(start)]
+    if watching:
+        rows = watch_rows(watching)
+        calls += [sql["lock_targets"].bind(rows=rows), sql["insert_waiters"].bind(rows=rows)]
+    return calls
+
+
+def note_starts(answer: bytes | None, starts: Sequence[Start], outcomes: list[Outcome]) -> None:
+    """Answer every start from what was found."""
+    known = {row[0]: row for row in msgspec.json.decode(answer or b"[]")}
+    for start in starts:
+        new = start.op.workflow
+        row = known.get(new.id)
+        if row is None:  # its parent's execution is over and this start was not part of it
+            outcomes[start.index] = LEASE_LOST
+            continue
+        _, kind, digest, seed, parent_id, status = row
+        if (kind, digest) != (new.type, new.digest):
+            outcomes[start.index] = IdConflict(new.id, kind)
+        else:
+            outcomes[start.index] = Started(new.id, seed == new.seed, parent_id, status)

@@ -1,0 +1,99 @@
+"""Many small workflows for workers on PostgreSQL to get through while something is done to the database, and what must have come
+of them: each its one right outcome, no body run twice, and not more than a line in the log for each change of state.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+from tests.faults import flows
+from tests.faults.databases import PostgresDatabase
+from tests.faults.processes import FaultProcess, ForkServers, until
+from tests.faults.scenes import Scene
+
+STEPS = 3
+
+
+class PostgresScene(Scene):
+    """A scene whose database is known to be PostgreSQL."""
+
+    def __init__(self, directory: Path, servers: ForkServers, database: PostgresDatabase) -> None:
+        super().__init__(directory, servers, database)
+        self.postgres = database
+
+    def backends(self, extra: str = "true") -> list[int]:
+        """Process ids of the server's sessions of workers and clients in this database."""
+        return self.rows(
+            "SELECT pid FROM pg_stat_activity WHERE datname = current_database() AND backend_type = 'client backend'"
+            f" AND application_name <> 'test' AND {extra}"
+        )
+
+
+class Load:
+    """Three-step workflows, started with growing delays so that they keep workers busy for a while.
+
+    Args:
+        scene: where to start them.
+        count: how many.
+        spread_s: until the last one begins.
+    """
+
+    def __init__(self, scene: PostgresScene, count: int, spread_s: float = 0.0) -> None:
+        self.scene = scene
+        self.count = count
+        pause = spread_s / count
+        scene.start(
+            *(flows.three.using(id=f"w-{number:05}", delay=number * pause).bind(number) for number in range(count))
+        )
+
+    def ended(self) -> int:
+        """How many have ended."""
+        statuses = self.scene.statuses()
+        return statuses["completed"] + statuses["failed"]
+
+    def torment(self, act: Callable[[], None], times: int, timeout_s: float = 60.0) -> int:
+        """Act each time that some more have ended, `times` times as long as there are any; returns how often."""
+        share = max(1, self.count // (times + 2))
+        for done in range(times):
+            wanted = self.ended() + share
+            if wanted >= self.count:
+                return done
+            until(lambda: self.ended() >= wanted, f"{wanted} ended\n{self.scene.describe()}", timeout_s=timeout_s)  # noqa: B023
+            act()
+        return times
+
+    def check(self, *, once: bool = True, timeout_s: float = 60.0) -> None:
+        """All end rightly; with `once` no body ran a second time."""
+        self.scene.until_final(timeout_s, pause_s=0.03)
+        rows = self.scene.rows("SELECT id, status, result FROM onward_workflows WHERE type = 'three' ORDER BY id")
+        assert rows == [(f"w-{number:05}", "completed", str(number + 12)) for number in range(self.count)]
+        if once:
+            bodies = Counter((line.workflow, line.key) for line in self.scene.bodies() if line.workflow[:2] == "w-")
+            assert Counter(bodies.values()) == {1: STEPS * self.count}
+        self.scene.check()
+
+
+def changes_of_state(worker: FaultProcess) -> list[str]:
+    """Each part's warnings and words of recovery in their order: `committer WARNING`, `committer INFO` …"""
+    words = re.findall(
+        r"(WARNING|INFO) onward\.(committer|dispatcher|lease|store): "
+        r"(?=the database|the lease (?:cannot|is renewed)|notifications)", worker.log,
+    )  # fmt: skip
+    return [f"{part} {level}" for level, part in words]
+
+
+def check_log(worker: FaultProcess) -> None:
+    """A worker that had trouble with its database says so once, and once that it is over, each time."""
+    for part in ("committer", "dispatcher", "lease", "store"):
+        levels = [one.split()[1] for one in changes_of_state(worker) if one.startswith(part)]
+        assert levels == ["WARNING", "INFO"] * (len(levels) // 2) + ["WARNING"] * (len(levels) % 2), worker.log
+    assert "Traceback" not in worker.log, worker.log
+
+
+def pause_until(moment: float) -> None:
+    """Wait for an instant of the monotonic clock, at most a second from now."""
+    until(lambda: time.monotonic() >= moment, "an instant")
