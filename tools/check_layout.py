@@ -27,8 +27,10 @@ LARGE_CLASSES = {
 LATE_IMPORTS: dict[tuple[str, str], str] = {
     ("cli", ""): "`onward --version` and `--help` answer before the engine is loaded",
     ("__init__.py", ""): "`import onward` costs nothing until a name is used; see there",
+    ("testing/plugin.py", "onward"): "pytest loads it in every project that has Onward installed",
     ("_codec/hints.py", "pydantic"): "an optional library, asked only where msgspec does not know a hint",
     ("_store/opening.py", ""): "one database's driver is loaded when its URL is opened",
+    ("_store/within/kinds.py", ""): "psycopg is loaded for its own connections only",
 }
 
 # Who may import whom: a part may import parts of its own or of a lower number.

@@ -82,7 +82,7 @@ class CallersTransactions:
             store = coded(open_store(self._url, self._clock), self._codec)
             if not hasattr(store, "write_within"):
                 raise ConfigurationError(
-                    f"{store.url} cannot write in a caller's transaction: tx= works with SQLite files"
+                    f"{store.url} cannot write in a caller's transaction: tx= works with SQLite files and PostgreSQL"
                 )
             self._unopened = cast("WritesWithin", store)
         return self._unopened

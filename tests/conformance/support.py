@@ -11,15 +11,16 @@ import asyncio
 import inspect
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
-from onward._store.base import Leases, Store
+from onward._store.base import Leases, Store, Transfer
 from onward._store.opening import open_store
 from onward._store.operations import APPLIED, Fence, FinishOp, JournalOp, Op, Outcome, ParkOp, Started, StartOp
 from onward._store.postgres.leases import PostgresLeases
 from onward._store.records import Claimed, ClaimRequest, Entry, EntryKind, NewWorkflow, WorkerRow, WorkflowRow
+from tests.postgres.roles import StoreOfRoles, drop_roles, login_name, make_roles
 from tests.postgres.server import drop_schema, new_schema, url_with
 
 T0 = 1_800_000_000_000_000
@@ -51,6 +52,7 @@ class World:
         self.tmp_path = tmp_path
         self._stores: list[Store] = []
         self._leases: list[Leases] = []
+        self._sides: list[Transfer] = []
         self._registered: list[tuple[Leases, str, int]] = []
 
     def url(self) -> str:
@@ -66,6 +68,8 @@ class World:
     async def close(self) -> None:
         for leases in self._leases:
             leases.close()
+        for side in self._sides:
+            await side.close()
         for store in self._stores:
             await store.close()
 
@@ -76,6 +80,12 @@ class World:
         leases.register(worker_row(worker_id), int(lease_s * SECOND))
         self._registered.append((leases, worker_id, int(lease_s * SECOND)))
         return leases
+
+    def side(self, store: Store) -> Transfer:
+        """This database as a side of a move."""
+        side = store.transfer()
+        self._sides.append(side)
+        return side
 
     def kill(self, leases: Leases) -> None:
         """Close a lease connection as a killed process leaves it, and let it be seen: most stores see it at once."""
@@ -131,7 +141,30 @@ class PostgresWorld(World):
                 one.renew(name, lease_us)
 
 
-WORLDS: dict[str, Callable[[Path], World]] = {"memory": MemoryWorld, "postgres": PostgresWorld, "sqlite": SqliteWorld}
+class RolesWorld(PostgresWorld):
+    """The same with the roles of `onward migrate --roles`: a worker's store writes for workers, a client's what clients write,
+    and a reader's reads."""
+
+    async def open(self) -> Store:
+        if not self._stores:
+            owner = open_store(self.url(), self.clock)
+            await owner.open()
+            await owner.close()
+            make_roles(self.schema, owner.roles_sql())
+        stores = []
+        for kind in ("worker", "client", "reader"):
+            store = open_store(url_with(schema=self.schema, user=login_name(self.schema, kind)), self.clock)
+            await store.open()
+            self._stores.append(store)
+            stores.append(store)
+        return cast(Store, StoreOfRoles(*stores))
+
+    async def close(self) -> None:
+        await super().close()
+        drop_roles(self.schema)
+
+
+WORLDS: dict[str, Callable[[Path], World]] = {"memory": MemoryWorld, "postgres": PostgresWorld, "postgres-roles": RolesWorld, "sqlite": SqliteWorld}
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -180,7 +180,7 @@ async def picture(store: Store) -> object:
 def test_random_histories_look_the_same_on_every_store(history: list[tuple[str, Any]]) -> None:
     async def body() -> None:
         with tempfile.TemporaryDirectory() as directory:
-            worlds = [WORLDS[name](Path(directory)) for name in sorted(WORLDS)]
+            worlds = [WORLDS[name](Path(directory)) for name in ("memory", "postgres", "sqlite")]
             stores = [await world.open() for world in worlds]
             try:
                 for world, store in zip(worlds, stores, strict=True):

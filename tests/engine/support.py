@@ -12,6 +12,7 @@ import contextlib
 import gc
 import inspect
 import os
+import re
 import sqlite3
 import threading
 import time
@@ -28,7 +29,7 @@ from onward._engine.engine import Engine
 from onward._engine.runner import Runner
 from onward._store.base import Store
 from onward._store.opening import open_store
-from tests.postgres.server import drop_schema, new_schema, url_with
+from tests.postgres.server import connection, drop_schema, new_schema, url_with
 
 T = TypeVar("T")
 PATIENCE_S = 6.0
@@ -208,9 +209,13 @@ class Lab:
         self.clock.advance(1800)
 
     def sql(self, statement: str, *parameters: object) -> list[tuple[Any, ...]]:
-        """Run a statement on the SQLite file, as an operator with a shell would."""
-        with contextlib.closing(sqlite3.connect(self.path, timeout=5)) as connection, connection:
-            return connection.execute(statement, parameters).fetchall()
+        """Run a statement on the database, as an operator with a shell would; tables are called as on SQLite."""
+        if self.schema is not None:
+            with connection(options=f"-csearch_path={self.schema}") as conn:
+                cursor = conn.execute(re.sub(r"\bonward_(?=[a-z])", "", statement).encode(), parameters or None)
+                return cursor.fetchall() if cursor.description else []
+        with contextlib.closing(sqlite3.connect(self.path, timeout=5)) as file, file:
+            return file.execute(statement, parameters).fetchall()
 
 
 def engine_of(worker: Worker) -> Engine:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from pathlib import Path
 
 import pytest
 
@@ -16,7 +17,7 @@ from onward import (
     workflow,
 )
 from tests.engine.support import Lab
-from tests.engine.txsupport import KINDS, TABLE
+from tests.engine.txsupport import KINDS, lab_of
 from tests.engine.txsupport import own as own_on
 
 approved = Signal("approved", bool)
@@ -41,11 +42,9 @@ async def wait_for_approval() -> bool:
 
 
 @pytest.fixture
-def lab(sqlite_lab: Lab) -> Lab:
-    """A file that the application has a table in."""
-    sqlite_lab.sql("PRAGMA journal_mode = WAL")
-    sqlite_lab.sql(TABLE)
-    return sqlite_lab
+def lab(kind: str, tmp_path: Path) -> Lab:
+    """A database that the application has a table in."""
+    return lab_of(kind, tmp_path)
 
 
 each_kind = pytest.mark.parametrize("kind", KINDS)
@@ -212,10 +211,11 @@ async def test_only_the_given_connection_is_used_and_it_stays_open(lab: Lab, kin
             assert own.client._private is None
 
 
-@pytest.mark.parametrize("kind", ["aiosqlite"])
+@pytest.mark.parametrize("kind", ["aiosqlite", "async-psycopg", "asyncpg", "async-sqlalchemy-asyncpg"])
 async def test_calls_that_share_an_async_connection_take_turns(lab: Lab, kind: str) -> None:
     """`gather` over one connection starts each workflow once; a conflict among them takes back itself alone."""
     async with own_on(lab, kind) as own:
+        await own.begin()
         calls = [own.start(flow.using(id=f"w{n % 5}", tx=own.tx).bind(n % 5)) for n in range(20)]
         calls.append(own.start(flow.using(id="w0", tx=own.tx).bind(1)))
         calls += [own.start(flow.using(id=f"x{n}", tx=own.tx).bind(1)) for n in range(5)]

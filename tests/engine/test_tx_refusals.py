@@ -38,7 +38,8 @@ from onward._store.scripts import run
 from onward._store.sqlite.store import SqliteStore
 from onward._store.within.sqlite_drivers import Sqlite3
 from tests.engine.support import Lab, wait_for
-from tests.engine.txsupport import ASYNC, BLOCKING, TABLE, django_alias, own, sqlalchemy_engine
+from tests.engine.txdriver import django_alias
+from tests.engine.txsupport import ASYNC, BLOCKING, TABLE, lab_of, own, sqlalchemy_engine
 
 approved = Signal("approved", bool)
 
@@ -56,11 +57,15 @@ async def wait_for_approval() -> bool:
 
 
 @pytest.fixture
-def lab(sqlite_lab: Lab) -> Lab:
-    """A file that the application has a table in."""
-    sqlite_lab.sql("PRAGMA journal_mode = WAL")
-    sqlite_lab.sql(TABLE)
-    return sqlite_lab
+def kind() -> str:
+    """Unless the test says otherwise."""
+    return "sqlite3"
+
+
+@pytest.fixture
+def lab(kind: str, tmp_path: Path) -> Lab:
+    """A database that the application has a table in."""
+    return lab_of(kind, tmp_path)
 
 
 @pytest.fixture
@@ -105,7 +110,7 @@ async def test_what_is_no_connection_is_refused_and_the_right_ones_are_named(lab
     engine = sqlalchemy_engine(lab.path)
     wrongs: tuple[Any, ...] = (engine, lab.url, 42)
     for wrong in wrongs:
-        with pytest.raises(WrongConnection, match=r"sqlite3\.Connection, SQLAlchemy's .* not a "):
+        with pytest.raises(WrongConnection, match=r"sqlite3\.Connection, psycopg\.Connection, SQLAlchemy's .* not a "):
             client.start(flow.using(tx=wrong), 1)
         async with AsyncClient(lab.url) as asynchronous:
             with pytest.raises(WrongConnection, match=r"aiosqlite\.Connection"):
@@ -169,7 +174,7 @@ async def test_a_connection_without_a_transaction_is_refused_and_writes_nothing(
 
 
 def _outside_atomic(lab: Lab, client: Client) -> None:
-    with django_alias(lab.path) as alias:
+    with django_alias(ENGINE="django.db.backends.sqlite3", NAME=str(lab.path)) as alias:
         from django.db import connections
 
         with pytest.raises(WrongConnection, match=r"transaction\.atomic"):

@@ -10,6 +10,7 @@ import os
 import sqlite3
 import threading
 import warnings
+from pathlib import Path
 
 import pytest
 import sqlalchemy
@@ -19,7 +20,7 @@ from onward._engine import dispatcher, lease
 from onward._store.sqlite import hub
 from onward.worker import is_worker_loop
 from tests.engine.support import Lab, keys, wait_for
-from tests.engine.txsupport import KINDS, TABLE, own, sqlalchemy_engine
+from tests.engine.txsupport import KINDS, lab_of, own, sqlalchemy_engine
 
 approved = Signal("approved", bool)
 
@@ -37,11 +38,15 @@ async def wait_for_approval() -> bool:
 
 
 @pytest.fixture
-def lab(sqlite_lab: Lab) -> Lab:
-    """A file that the application has a table in."""
-    sqlite_lab.sql("PRAGMA journal_mode = WAL")
-    sqlite_lab.sql(TABLE)
-    return sqlite_lab
+def kind() -> str:
+    """Unless the test says otherwise."""
+    return "sqlite3"
+
+
+@pytest.fixture
+def lab(kind: str, tmp_path: Path) -> Lab:
+    """A database that the application has a table in."""
+    return lab_of(kind, tmp_path)
 
 
 # ---------------------------------------------------------------------- waking
@@ -174,7 +179,7 @@ class Base64:
         return base64.b64decode(json.loads(text)).decode()
 
 
-@pytest.mark.parametrize("kind", ["sqlite3", "aiosqlite"])
+@pytest.mark.parametrize("kind", ["sqlite3", "aiosqlite", "psycopg", "asyncpg", "session-psycopg"])
 async def test_payloads_pass_through_the_codec(lab: Lab, kind: str) -> None:
     lab.codec = Base64()
     async with own(lab, kind) as application:
@@ -184,7 +189,10 @@ async def test_payloads_pass_through_the_codec(lab: Lab, kind: str) -> None:
         await application.start(wait_for_approval.using(id="b", tx=application.tx).bind())
         await application.signal("b", approved, True)
         await application.commit()
-        stored = lab.sql("SELECT payload FROM onward_workflows WHERE id = 'a' UNION SELECT payload FROM onward_mailbox")
+        stored = lab.sql(
+            "SELECT CAST(payload AS text) FROM onward_workflows WHERE id = 'a' "
+            "UNION SELECT CAST(payload AS text) FROM onward_mailbox"
+        )
         assert all(payload.startswith('"') for (payload,) in stored)
         async with lab.running(flow, wait_for_approval) as client:
             assert await client.handle("a", flow).result(timeout=10) == 7

@@ -2,7 +2,7 @@
 
 `Own` is a connection of the application, with the calls that its driver has for a transaction, and the client that fits it.
 A blocking application works on a thread of its own, as under a web server; an async one on the test's loop. `KINDS` names them
-all; the next driver adds a line there.
+all; the next driver adds a line there. Those on PostgreSQL are in txpostgres.py.
 """
 
 from __future__ import annotations
@@ -10,22 +10,15 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import inspect
-import itertools
 import sqlite3
 from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractAsyncContextManager, AbstractContextManager, asynccontextmanager, contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import aiosqlite
-import django
 import sqlalchemy
-from django.conf import settings
-from django.db import connections, transaction
-from django.db.utils import ConnectionHandler
-from django.utils.connection import ConnectionProxy
 from sqlalchemy.ext.asyncio import (
     AsyncEngine,
     AsyncSession,
@@ -37,21 +30,23 @@ from sqlalchemy.orm import Session, scoped_session, sessionmaker
 from sqlalchemy.pool import NullPool
 
 from onward import AsyncClient, BoundWorkflow, Client, Signal
-from tests.engine.support import Lab
+from tests.engine.support import MODES, Lab
+from tests.engine.txdriver import Driver, django_alias, django_driver
+from tests.engine.txpostgres import POSTGRES_ASYNC, POSTGRES_BLOCKING
 
 TABLE = "CREATE TABLE orders (name TEXT)"
 
 
-@dataclass
-class Driver:
-    """A connection of the application; its calls return something to await if the driver is async."""
-
-    tx: Any
-    execute: Callable[[str], Any]
-    commit: Callable[[], Any]
-    rollback: Callable[[], Any]
-    begin: Callable[[], Any] = lambda: None
-    """Nothing to do where the driver opens a transaction by itself."""
+def lab_of(kind: str, directory: Path) -> Lab:
+    """An empty database for this kind of connection, with a table of the application's own."""
+    is_postgres = kind in POSTGRES_BLOCKING or kind in POSTGRES_ASYNC
+    lab = Lab(MODES["postgres" if is_postgres else "sqlite"], directory / "onward.db")
+    if is_postgres:
+        lab.sql(f"CREATE SCHEMA {lab.schema}")
+    else:
+        lab.sql("PRAGMA journal_mode = WAL")
+    lab.sql(TABLE)
+    return lab
 
 
 class Own:
@@ -112,8 +107,8 @@ class Own:
         return await self.do(lambda: self.client.handle(workflow_id).cancel(tx=self.tx))
 
 
-Blocking = Callable[[Path], AbstractContextManager[Driver]]
-Async = Callable[[Path], AbstractAsyncContextManager[Driver]]
+Blocking = Callable[[Lab], AbstractContextManager[Driver]]
+Async = Callable[[Lab], AbstractAsyncContextManager[Driver]]
 
 
 @asynccontextmanager
@@ -121,10 +116,10 @@ async def own(lab: Lab, kind: str) -> AsyncIterator[Own]:
     """The application on a connection of this kind."""
     with ThreadPoolExecutor(1, thread_name_prefix="application") as thread:
         if kind in ASYNC:
-            async with ASYNC[kind](lab.path) as driver, AsyncClient(lab.url, codec=lab.codec) as client:
+            async with ASYNC[kind](lab) as driver, AsyncClient(lab.url, codec=lab.codec) as client:
                 yield Own(lab, driver, client, thread)
         else:
-            there = BLOCKING[kind](lab.path)
+            there = BLOCKING[kind](lab)
             blocking = Client(lab.url, codec=lab.codec)
             made = Own(lab, thread.submit(there.__enter__).result(), blocking, thread)
             try:
@@ -176,19 +171,8 @@ def a_scoped_session(path: Path) -> Iterator[Driver]:
 @contextmanager
 def django_connection(path: Path) -> Iterator[Driver]:
     """`django.db.connection`, with transactions by `transaction.atomic`."""
-    with django_alias(path) as alias:
-        tx = ConnectionProxy(connections, alias)
-        block = contextlib.ExitStack()
-
-        def roll_back() -> None:
-            transaction.set_rollback(True, using=alias)
-            block.close()
-
-        def execute(sql: str) -> None:
-            with tx.cursor() as cursor:
-                cursor.execute(sql)
-
-        yield Driver(tx, execute, block.close, roll_back, lambda: block.enter_context(transaction.atomic(using=alias)))
+    with django_alias(ENGINE="django.db.backends.sqlite3", NAME=str(path)) as alias:
+        yield django_driver(alias)
 
 
 @asynccontextmanager
@@ -230,26 +214,7 @@ def async_engine(path: Path) -> AsyncEngine:
     return create_async_engine(f"sqlite+aiosqlite:///{path}", poolclass=NullPool)
 
 
-_aliases = (f"onward_test_{number}" for number in itertools.count())
-
-
-@contextmanager
-def django_alias(path: Path) -> Iterator[str]:
-    """A database of Django's under an alias of its own, beside whatever else is configured in this process."""
-    if not settings.configured:
-        settings.configure(LOGGING_CONFIG=None)
-        django.setup()
-    alias = next(_aliases)
-    handler = ConnectionHandler({"default": {"ENGINE": "django.db.backends.sqlite3", "NAME": str(path)}})
-    connections[alias] = handler["default"]
-    try:
-        yield alias
-    finally:
-        connections[alias].close()
-        del connections[alias]
-
-
-BLOCKING: dict[str, Blocking] = {
+SQLITE_BLOCKING: dict[str, Callable[[Path], AbstractContextManager[Driver]]] = {
     "sqlite3": sqlite3_connection,
     "sqlite3-explicit": sqlite3_explicit,
     "sqlalchemy": sqlalchemy_connection,
@@ -257,10 +222,18 @@ BLOCKING: dict[str, Blocking] = {
     "scoped-session": a_scoped_session,
     "django": django_connection,
 }
-ASYNC: dict[str, Async] = {
+SQLITE_ASYNC: dict[str, Callable[[Path], AbstractAsyncContextManager[Driver]]] = {
     "aiosqlite": aiosqlite_connection,
     "async-sqlalchemy": async_connection,
     "async-session": async_session,
     "async-scoped-session": an_async_scoped_session,
+}
+BLOCKING: dict[str, Blocking] = {
+    **{kind: lambda lab, make=make: make(lab.path) for kind, make in SQLITE_BLOCKING.items()},
+    **POSTGRES_BLOCKING,
+}
+ASYNC: dict[str, Async] = {
+    **{kind: lambda lab, make=make: make(lab.path) for kind, make in SQLITE_ASYNC.items()},
+    **POSTGRES_ASYNC,
 }
 KINDS = [*BLOCKING, *ASYNC]

@@ -13,6 +13,7 @@ import os
 import shutil
 import sqlite3
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -234,6 +235,7 @@ BEGIN
 END $$;
 """
 _numbers = itertools.count(1)
+_PATIENCE = 200
 
 
 class PostgresDatabase:
@@ -268,15 +270,21 @@ class PostgresDatabase:
 
     def connect(self, **options: Any) -> psycopg.Connection[Any]:
         """A new connection in autocommit mode; the caller closes it."""
-        return psycopg.connect(self.url, autocommit=True, application_name="test", **options)
+        ours = "-c search_path=public -c default_transaction_isolation=read\\ committed -c lock_timeout=0"
+        return psycopg.connect(self.url, autocommit=True, application_name="test", options=ours, **options)
 
     def rows(self, text: str, *parameters: object) -> list[Any]:
         with self._lock:
-            conn = self._conn
-            if conn is None or conn.broken or conn.closed:
-                self._close()
-                conn = self._conn = self.connect()
-            return _ask(conn, text, parameters)
+            for _ in range(_PATIENCE):
+                try:
+                    if self._conn is None:
+                        self._conn = self.connect()
+                    return _ask(self._conn, text, parameters)
+                except psycopg.OperationalError:  # the server is restarting, or has ended the connection
+                    self._close()
+                    time.sleep(0.05)
+            self._conn = self.connect()
+            return _ask(self._conn, text, parameters)
 
     @contextmanager
     def snapshot(self) -> Iterator[Any]:
@@ -297,13 +305,21 @@ class PostgresDatabase:
         return True
 
     def copy(self, name: str, directory: Path) -> PostgresDatabase:
-        with self._lock:
-            self._close()
+        self.disconnect()
         return PostgresDatabase(self.base_url, template=self.name)
 
-    def remove(self) -> None:
+    def disconnect(self) -> None:
+        """Close the tests' connection; the next question opens another."""
         with self._lock:
             self._close()
+
+    def move_to(self, base_url: str) -> None:
+        """The same database is found on another server from now on."""
+        self.disconnect()
+        self.base_url, self.url = base_url, self.url_on(base_url)
+
+    def remove(self) -> None:
+        self.disconnect()
         self._administer("DROP DATABASE IF EXISTS {} WITH (FORCE)", self.name)
 
     def administer(self, text: str) -> None:

@@ -95,8 +95,8 @@ def retry_parked(value: int) -> int:
 def book(connection: Any, amount: int) -> int:
     """Inserts into the `bookings` table that the tests make beside Onward's own tables."""
     note()
-    mark = "?" if isinstance(connection, sqlite3.Connection) else "%s"
-    connection.execute(f"INSERT INTO bookings (amount) VALUES ({mark})", (amount,))
+    table, mark = ("bookings", "?") if isinstance(connection, sqlite3.Connection) else ("public.bookings", "%s")
+    connection.execute(f"INSERT INTO {table} (amount) VALUES ({mark})", (amount,))
     return amount + 1
 
 

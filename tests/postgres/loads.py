@@ -5,13 +5,14 @@ of them: each its one right outcome, no body run twice, and not more than a line
 from __future__ import annotations
 
 import re
-import time
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
+from onward.client import Client
 from tests.faults import flows
 from tests.faults.databases import PostgresDatabase
+from tests.faults.kills import ID
 from tests.faults.processes import FaultProcess, ForkServers, until
 from tests.faults.scenes import Scene
 
@@ -33,6 +34,18 @@ class PostgresScene(Scene):
         )
 
 
+def start_trial(scene: PostgresScene) -> None:
+    """Start the workflow that has one of everything, with its signal sent."""
+    scene.start(flows.trial.using(id=ID).bind(4))
+    with Client(scene.url) as client:
+        client.signal(ID, flows.go_on, "yes")
+
+
+def bodies(scene: PostgresScene) -> Counter[tuple[str, str, int]]:
+    """How often each try of each step began."""
+    return Counter((line.workflow, line.key, line.tries) for line in scene.bodies())
+
+
 class Load:
     """Three-step workflows, started with growing delays so that they keep workers busy for a while.
 
@@ -44,10 +57,15 @@ class Load:
 
     def __init__(self, scene: PostgresScene, count: int, spread_s: float = 0.0) -> None:
         self.scene = scene
-        self.count = count
-        pause = spread_s / count
-        scene.start(
-            *(flows.three.using(id=f"w-{number:05}", delay=number * pause).bind(number) for number in range(count))
+        self.count = 0
+        self.start_more(count, spread_s)
+
+    def start_more(self, count: int, spread_s: float = 0.0) -> None:
+        """So many more, the last one in so many seconds."""
+        first, pause = self.count, spread_s / count
+        self.count += count
+        self.scene.start(
+            *(flows.three.using(id=f"w-{n:05}", delay=(n - first) * pause).bind(n) for n in range(first, self.count))
         )
 
     def ended(self) -> int:
@@ -92,8 +110,3 @@ def check_log(worker: FaultProcess) -> None:
         levels = [one.split()[1] for one in changes_of_state(worker) if one.startswith(part)]
         assert levels == ["WARNING", "INFO"] * (len(levels) // 2) + ["WARNING"] * (len(levels) % 2), worker.log
     assert "Traceback" not in worker.log, worker.log
-
-
-def pause_until(moment: float) -> None:
-    """Wait for an instant of the monotonic clock, at most a second from now."""
-    until(lambda: time.monotonic() >= moment, "an instant")

@@ -13,7 +13,7 @@ import struct
 import threading
 from collections.abc import Iterator
 from concurrent.futures import Future
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, Self, TypeAlias
 from urllib.parse import parse_qs, urlsplit
 
 Loss: TypeAlias = Literal["reply", "request", "late"]
@@ -21,8 +21,8 @@ Loss: TypeAlias = Literal["reply", "request", "late"]
 hears of it; or the server hears of it only when the client has long connected anew."""
 LATE_S = 0.5
 _CHUNK = 65536
-_THROUGH = b"Z\0\0\0\5I"
-"""The server's word that it is through with a round trip and in no transaction."""
+_THROUGH = b"Z\0\0\0\5"
+"""The server's word that it is through with a round trip."""
 
 
 class Proxy:
@@ -33,6 +33,7 @@ class Proxy:
         is_refusing: new connections are cut at once.
         connection_count: how many have come.
         losses: the statements of each round trip that was lost.
+        served_count: how many of those the server is through with.
     """
 
     def __init__(self, upstream_url: str) -> None:
@@ -46,6 +47,7 @@ class Proxy:
         self.is_refusing = False
         self.connection_count = 0
         self.losses: list[str] = []
+        self.served_count = 0
         self._armed: tuple[Loss, str] | None = None
         self._after = 0
         self._loop = asyncio.new_event_loop()
@@ -55,7 +57,7 @@ class Proxy:
         self._flow.set()
         self.port = 0
 
-    def __enter__(self) -> Proxy:
+    def __enter__(self) -> Self:
         self._thread.start()
         self._server = self._ask(asyncio.start_server(self._serve, "127.0.0.1", 0))
         self.port = self._server.sockets[0].getsockname()[1]
@@ -87,19 +89,20 @@ class Proxy:
         self._loop.call_soon_threadsafe(self._flow.set)
 
     def lose(self, what: Loss, text: str, *, after: int = 0) -> None:
-        """Lose the next round trip, or the one after so many others, in which a statement contains `text`; once."""
+        """Lose the next round trip, or the one after so many others, whose statements contain `text`; once. They are one text with
+        "^" before it, "$" behind it, and "; " between them."""
         self._armed, self._after = (what, text), after
 
     def loss_of(self, texts: list[str]) -> Loss | None:
         """Whether the round trip of these statements is to be lost (asked by the links)."""
-        armed = self._armed
-        if armed is None or not any(armed[1] in text for text in texts):
+        armed, text = self._armed, f"^{'; '.join(texts)}$"
+        if armed is None or armed[1] not in text:
             return None
         if self._after > 0:
             self._after -= 1
             return None
         self._armed = None
-        self.losses.append("; ".join(texts))
+        self.losses.append(text)
         return armed[0]
 
     # ------------------------------------------------------------------ inside
@@ -142,12 +145,11 @@ class Proxy:
 
     async def _close(self) -> None:
         self._server.close()
+        self.is_refusing = True
         self._flow.set()
-        self._cut()
-        others = asyncio.all_tasks() - {asyncio.current_task()}
-        for task in others:
-            task.cancel()
-        await asyncio.gather(*others, return_exceptions=True)
+        while self._links:
+            self._cut()
+            await asyncio.sleep(0.01)
 
 
 class _Link:
@@ -215,6 +217,7 @@ class _Link:
                     continue
                 seen = seen[-len(_THROUGH) :] + data
                 if _THROUGH in seen:
+                    self._proxy.served_count += 1
                     return
 
     def _read(self, kind: int, body: bytes) -> str | None:

@@ -198,7 +198,9 @@ async def test_a_restart_is_graceful_and_counts_as_nothing(environment: Make) ->
 
 
 async def test_a_crash_that_never_happens_fails_the_test(environment: Make) -> None:
-    with pytest.raises(UsageError, match=r"crash after send: 0 of 1 times; crash of the client at flush:after@2: 0 of 1"):
+    with pytest.raises(
+        UsageError, match=r"crash after send: 0 of 1 times; crash of the client at flush:after@2: 0 of 1"
+    ):
         async with environment() as env:
             env.crash_client_at("flush:after@2")
             env.crash_after(flows.send)

@@ -78,7 +78,9 @@ async def test_what_a_crash_changes_is_found_and_can_be_repeated(environment: Ma
         return await env.run(flow)
 
     async with environment() as env:
-        with pytest.raises(OutcomeChanged, match=r"a crash at body:after changes what comes out: it gave 2, undisturbed 1") as changed:
+        with pytest.raises(
+            OutcomeChanged, match=r"a crash at body:after changes what comes out: it gave 2, undisturbed 1"
+        ) as changed:
             await env.crash_everywhere(scenario)
     async with environment() as env:
         env.crash_at("*", number=changed.value.number)

@@ -10,12 +10,14 @@ from pathlib import Path
 
 import pytest
 
+import onward.testing as kit
+
 PLUGIN = "onward.testing.plugin"
 HAS_ENTRY_POINT = any(
     point.value == PLUGIN for point in importlib.metadata.distribution("onward").entry_points.select(group="pytest11")
 )
 
-FLOWS = '''
+FLOWS = """
 import asyncio
 import onward
 import pytest
@@ -28,10 +30,10 @@ def send(address: str) -> str:
 async def welcome(address: str) -> str:
     await asyncio.sleep(86_400)
     return await send(address)
-'''
+"""
 PLAIN = (
     FLOWS
-    + '''
+    + """
 def test_plain(onward_env):
     stub = onward_env.stub(send, returns="stubbed")
     assert onward_env.run(welcome, "ada") == "stubbed"
@@ -41,11 +43,11 @@ def test_the_stub_is_gone(onward_env):
     handle = onward_env.start(welcome, "ada")
     assert handle.id == "welcome-1"
     assert handle.result() == "mail to ada"
-'''
+"""
 )
 ASYNC = (
     FLOWS
-    + '''
+    + """
 @pytest.fixture
 def stubbed(onward_env):
     return onward_env.stub(send, returns="stubbed")
@@ -64,9 +66,9 @@ MARK
 @pytest.mark.parametrize("name", ["ada", "bob"])
 async def test_parametrized(name, onward_env):
     assert await onward_env.run(welcome, name) == f"mail to {name}"
-'''
+"""
 )
-OWN_LOOP = '''
+OWN_LOOP = """
 import asyncio, inspect, pytest
 
 @pytest.hookimpl(tryfirst=True)
@@ -75,7 +77,7 @@ def pytest_pyfunc_call(pyfuncitem):
         names = pyfuncitem._fixtureinfo.argnames
         asyncio.run(pyfuncitem.obj(**{name: pyfuncitem.funcargs[name] for name in names}))
         return True
-'''
+"""
 
 
 def run(directory: Path, test: str, *options: str, conftest: str = "") -> str:
@@ -83,7 +85,18 @@ def run(directory: Path, test: str, *options: str, conftest: str = "") -> str:
     (directory / "test_it.py").write_text(test)
     (directory / "conftest.py").write_text(conftest)
     plugin = () if HAS_ENTRY_POINT else ("-p", PLUGIN)
-    command = [sys.executable, "-W", "error", "-m", "pytest", "-p", "no:cacheprovider", *plugin, *options, "test_it.py"]
+    command = [
+        sys.executable,
+        "-W",
+        "error::ResourceWarning",
+        "-m",
+        "pytest",
+        "-p",
+        "no:cacheprovider",
+        *plugin,
+        *options,
+        "test_it.py",
+    ]
     finished = subprocess.run(command, cwd=directory, capture_output=True, text=True, timeout=100, check=False)
     return finished.stdout + finished.stderr
 
@@ -104,13 +117,20 @@ def test_it_works_under_anyio(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(importlib.util.find_spec("pytest_asyncio") is None, reason="pytest-asyncio is not installed")
 def test_it_works_under_pytest_asyncio(tmp_path: Path) -> None:
-    assert "3 passed" in run(tmp_path, ASYNC.replace("MARK", ""), "-o", "asyncio_mode=auto")
+    assert "3 passed" in run(
+        tmp_path,
+        ASYNC.replace("MARK", ""),
+        "-o",
+        "asyncio_mode=auto",
+        "-o",
+        "asyncio_default_fixture_loop_scope=function",
+    )
 
 
 def test_a_crash_that_never_happens_fails_the_test_and_hides_no_other_failure(tmp_path: Path) -> None:
     text = (
         FLOWS
-        + '''
+        + """
 def test_missed(onward_env):
     onward_env.crash_after(send)
 
@@ -120,7 +140,7 @@ def test_failing(onward_env):
 
 async def test_missed_async(onward_env):
     onward_env.crash_after(send)
-'''
+"""
     )
     told = run(tmp_path, text, conftest=OWN_LOOP)
     assert "2 failed, 1 passed, 1 error" in told
@@ -140,8 +160,6 @@ def test_nothing():
 
 def test_the_public_names_exist_and_are_sorted() -> None:
     """`__all__`, `dir()` and the homes of the names agree, and an unknown name is an AttributeError."""
-    import onward.testing as kit
-
     assert dir(kit) == sorted(kit.__all__) == sorted(kit._HOMES)
     for name in kit.__all__:
         assert getattr(kit, name) is not None

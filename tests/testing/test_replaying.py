@@ -88,7 +88,9 @@ async def test_a_change_before_the_recorded_point_is_named(environment: Make) ->
     async def charged(address: str) -> list[str]:
         return [await flows.charge(1)]
 
-    with pytest.raises(NonDeterminismError, match=r"the history has step 'send' .*but the code did not call it; it waits for step"):
+    with pytest.raises(
+        NonDeterminismError, match=r"the history has step 'send' .*but the code did not call it; it waits for step"
+    ):
         replay(charged, text)
 
     @workflow(name="onboarding")
@@ -207,7 +209,10 @@ def test_the_blocking_handle_exports_the_same() -> None:
     [
         ("{}", "the text is no exported history"),
         ("nothing", "make one with `onward export ID`"),
-        ('{"onward_history": 9, "id": "a", "type": "b", "status": "failed", "seed": "", "arguments": [], "started_at": 0}', "upgrade"),
+        (
+            '{"onward_history": 9, "id": "a", "type": "b", "status": "failed", "seed": "", "arguments": [], "started_at": 0}',
+            "upgrade",
+        ),
     ],
 )
 def test_what_is_no_history_is_refused(text: str, says: str) -> None:

@@ -147,7 +147,9 @@ async def test_a_stub_of_another_step_of_the_same_name_is_told_apart(environment
 
     async with environment() as env:
         env.stub(other, returns="")
-        with pytest.raises(WorkflowFailed, match=r"step 'send' of .*flows.py:\d+ has no stub; there is one for another step"):
+        with pytest.raises(
+            WorkflowFailed, match=r"step 'send' of .*flows.py:\d+ has no stub; there is one for another step"
+        ):
             await env.run(flows.onboarding, "ada")
         assert env.calls(flows.send) == []
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -130,7 +131,9 @@ async def test_a_workflow_that_does_other_things_on_replay_is_found(environment:
             await flows.send("somebody")
 
     async with environment() as env:
-        with pytest.raises(NonDeterminismError, match="'fickle-1' does other things when it is replayed from its journal"):
+        with pytest.raises(
+            NonDeterminismError, match="'fickle-1' does other things when it is replayed from its journal"
+        ):
             await env.run(fickle)
 
 
@@ -188,6 +191,9 @@ async def test_an_environment_goes_on_with_the_file_of_another(tmp_path: object)
     async with Environment(url=url, now=T0) as env:
         handle = await env.start(flows.onboarding, "ada")
         await env.advance(60)
+    async with Environment(url=url) as env:
+        with pytest.raises(UsageError, match="knows no workflow: start one, or give it"):
+            await env.client.handle(handle.id).result()
     async with Environment(url=url, now=T0 + timedelta(days=1), workflows=[flows.onboarding]) as env:
         assert len(await env.client.handle(handle.id, flows.onboarding).result()) == 2
         assert env.now == T0 + timedelta(days=3)
@@ -195,9 +201,6 @@ async def test_an_environment_goes_on_with_the_file_of_another(tmp_path: object)
 
 
 async def test_lifespan_and_codec_are_those_of_the_worker(environment: Make) -> None:
-    import contextlib
-    from collections.abc import AsyncIterator
-
     entered: list[str] = []
 
     @contextlib.asynccontextmanager

@@ -17,13 +17,14 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from onward._engine import failpoints
 from onward._store.base import Store
 from onward._store.operations import LEASE_LOST, Busy, LeaseLostOutcome, Op, Outcome
-from onward.errors import FatalStoreError, OutcomeUnknown, StoreConflict, StoreError, TransientStoreError
+from onward._store.transfer import MOVING
+from onward.errors import FatalStoreError, OnwardError, OutcomeUnknown, StoreConflict, StoreError, TransientStoreError
 
 log = logging.getLogger("onward.committer")
 
@@ -50,7 +51,7 @@ class Owner(Protocol):
         """The operation is committed with this outcome (or was refused by its fence)."""
         ...
 
-    def refused(self, op: Op, error: StoreError) -> None:
+    def refused(self, op: Op, error: OnwardError) -> None:
         """The operation cannot be written; it and all later ones of this owner were not."""
         ...
 
@@ -62,12 +63,21 @@ class Committer:
         store: an open store.
         patience_s: how long a batch is tried again while the database fails; then its owners are told. None: for ever.
         rng: jitter of the pauses.
+        moved: told when the database says that its workflows have moved, before the owners are.
     """
 
-    def __init__(self, store: Store, *, patience_s: float | None = None, rng: random.Random | None = None) -> None:
+    def __init__(
+        self,
+        store: Store,
+        *,
+        patience_s: float | None = None,
+        rng: random.Random | None = None,
+        moved: Callable[[OnwardError], None] | None = None,
+    ) -> None:
         self._store = store
         self._patience_s = patience_s
         self._rng = rng or random.Random()
+        self._moved = moved
         self._queue: list[tuple[Op, Owner]] = []
         self._wake = asyncio.Event()
         self._idle = asyncio.Event()
@@ -155,6 +165,11 @@ class Committer:
             except StoreConflict as error:
                 await self._split(batch, error, is_retry=is_retry)
                 return
+            except MOVING as error:
+                if self._moved is not None:
+                    self._moved(error)
+                self._refuse(batch, error)
+                return
             except (TransientStoreError, OutcomeUnknown, FatalStoreError) as error:
                 is_retry = is_retry or isinstance(error, OutcomeUnknown)
                 if deadline is None and self._patience_s is not None:
@@ -232,7 +247,7 @@ class Committer:
         await self._flush([item for item in batch if id(item[1]) in first], is_retry=is_retry)
         await self._flush([item for item in batch if id(item[1]) not in first], is_retry=is_retry)
 
-    def _refuse(self, batch: list[tuple[Op, Owner]], error: StoreError) -> None:
+    def _refuse(self, batch: list[tuple[Op, Owner]], error: OnwardError) -> None:
         for op, owner in batch:
             if not owner.is_dropped:
                 owner.refused(op, error)
@@ -263,7 +278,7 @@ class Call:
         if not self.future.done():
             self.future.set_result(outcome)
 
-    def refused(self, op: Op, error: StoreError) -> None:
+    def refused(self, op: Op, error: OnwardError) -> None:
         """Pass the error on."""
         if not self.future.done():
             self.future.set_exception(error)

@@ -32,6 +32,7 @@ from onward._engine.starts import new_seed
 from onward._store.base import Store
 from onward._store.operations import Fence, FinishOp
 from onward._store.records import JOURNAL_FORMAT, Claimed, Entry, WorkerRow
+from onward._store.transfer import MOVING
 from onward.errors import ConfigurationError, NonDeterminismError, StoreError, WorkflowStuck
 
 if TYPE_CHECKING:
@@ -94,7 +95,7 @@ class Engine:
         self.is_always_parking = options.is_always_parking
         self.now_us = store.now_us
         self.new_seed = new_seed
-        self.committer = Committer(store, rng=self.rng)
+        self.committer = Committer(store, rng=self.rng, moved=self.leave)
         self.bodies = Bodies(options.threads, context, self.may_begin_bodies, self._failed_with)
         self.dispatcher = Dispatcher(self)
         self.lease = LeaseKeeper(
@@ -136,7 +137,17 @@ class Engine:
             self._failed_with(error)
 
     def _failed_with(self, error: BaseException) -> None:
+        if isinstance(error, MOVING):
+            self.leave(error)
+        elif not self.failed.done() and not self._is_abandoned:
+            self.failed.set_exception(error)
+
+    def leave(self, error: BaseException) -> None:
+        """The workflows are being moved to another database, or were: drop all of them and end the worker with that error.
+        What runs here was given back by the move; nothing is written any more, and nothing can be."""
         if not self.failed.done() and not self._is_abandoned:
+            self.log.warning("this worker ends: %s", error)
+            self.dispatcher.drop_all()
             self.failed.set_exception(error)
 
     def learn(self, workflows: Mapping[str, WorkflowSpec]) -> None:
@@ -180,6 +191,8 @@ class Engine:
     async def _release_strays(self) -> None:
         try:
             await self.store.reconcile(self.worker_id, [])
+        except MOVING:
+            pass  # the move has released them
         except StoreError as error:
             self.log.warning("rows of a cancelled claim could not be released; others will take them: %s", error)
 

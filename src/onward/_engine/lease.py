@@ -10,6 +10,7 @@ The thread never touches engine state: it tells the loop through `call_soon_thre
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import sys
 import threading
@@ -20,6 +21,7 @@ from dataclasses import dataclass
 from onward._engine.watchdog import describe_block
 from onward._store.base import Leases, Store
 from onward._store.records import WorkerRow
+from onward._store.transfer import MOVING
 from onward.errors import StoreError
 
 log = logging.getLogger("onward.lease")
@@ -137,6 +139,10 @@ class LeaseKeeper:
                 leases.retire(worker.id)
         except StoreError as error:
             log.warning("the worker's row could not be removed and will expire: %s", error)
+        except MOVING as error:
+            self._tell(self._events.failed, error)
+            with contextlib.suppress(StoreError):
+                leases.retire(worker.id)
         except BaseException as error:  # without a lease this worker is of no use: it must end, and say why
             self._tell(self._events.failed, error)
         finally:

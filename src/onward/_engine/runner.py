@@ -48,7 +48,7 @@ from onward._engine.showing import Showing
 from onward._engine.steps import Steps
 from onward._store.operations import Fence, JournalOp, LeaseLostOutcome, Op, Outcome, StartOp
 from onward._store.records import Claimed, Entry, EntryKind, Inbox, Loaded
-from onward.errors import NonDeterminismError, StoreError
+from onward.errors import NonDeterminismError, OnwardError
 
 if TYPE_CHECKING:
     from onward._engine.bodies import Body
@@ -489,7 +489,7 @@ class Runner:
             case _:
                 self._go()
 
-    def refused(self, op: Op, error: StoreError) -> None:
+    def refused(self, op: Op, error: OnwardError) -> None:
         """The database refuses what this execution wants to write, and nothing else: the workflow fails with that error."""
         self.engine.log.error(
             "workflow %s cannot be recorded: %s", self.row.id, error, extra={"workflow_id": self.row.id}

@@ -6,7 +6,8 @@ import asyncio
 
 from onward._store.base import Store
 from onward._store.records import WorkflowRow
-from onward.errors import StoreError
+from onward._store.transfer import MOVING
+from onward.errors import OnwardError, StoreError
 
 POLL_S = 1.0
 """The slow poll under the hints."""
@@ -70,20 +71,32 @@ class OutcomeWatcher:
                     async with asyncio.timeout(POLL_S):
                         await self._hint.wait()
                 except TimeoutError:
-                    continue
+                    await self._check_serving()
         finally:
             unsubscribe()
             self._task = None
+
+    async def _check_serving(self) -> None:
+        """Where the workflows have moved, nothing ends here any more."""
+        try:
+            await self._store.check_serving()
+        except MOVING as error:
+            self._fail(error)
+        except StoreError:
+            return  # the next look says more
+
+    def _fail(self, error: OnwardError) -> None:
+        for futures in self._waiting.values():
+            for future in futures:
+                if not future.done():
+                    future.set_exception(error)
 
     async def _look(self) -> None:
         try:
             rows = await self._store.outcomes(list(self._waiting))
         except StoreError as error:
             if not error.is_passing:
-                for futures in self._waiting.values():
-                    for future in futures:
-                        if not future.done():
-                            future.set_exception(error)
+                self._fail(error)
             return
         for row in rows:
             for future in self._waiting.get(row.id, ()):

@@ -94,6 +94,10 @@ class Upkeep(Protocol):
         """The statements that make the schema in an empty database, its record in the migrations table included."""
         ...
 
+    def roles_sql(self) -> str:
+        """A script of roles with as few rights as their work needs; empty where the database has no roles."""
+        ...
+
     async def drop_schema(self, *, force: bool = False) -> Removal:
         """Remove Onward's own tables and views in one transaction, and what lies beside the database (lock files); nothing
         else, whatever its name. Where a worker is alive nothing is removed, unless `force`. Without a schema there is
@@ -152,7 +156,7 @@ class Transfer(Protocol):
         ...
 
     async def read_rows(self, table: Table, after: Key, *, limit: int, size: int) -> list[Row]:
-        """The rows behind a key in order of the key: at most `limit`, fewer where they weigh more than `size` (at least one)."""
+        """The rows behind a key in order of the key: at most `limit`, and no more once they weigh `size`."""
         ...
 
     async def write_rows(

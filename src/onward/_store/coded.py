@@ -352,6 +352,10 @@ class CodedStore:
         """The inner store's statements."""
         return self._inner.schema_sql()
 
+    def roles_sql(self) -> str:
+        """The inner store's roles."""
+        return self._inner.roles_sql()
+
     async def drop_schema(self, *, force: bool = False) -> Removal:
         """Remove Onward from the inner store's database."""
         return await self._inner.drop_schema(force=force)

@@ -1,21 +1,32 @@
 """Writes as generators of statements, so that one text serves every connection, blocking or async.
 
-A script yields a statement with its parameters, is sent the rows that came back, and returns its result. It never sees a
+A script yields a statement with its parameters, is sent the rows that came back, and returns its result. It never sees the
 connection. The stores write scripts for what may also happen in a caller's transaction (`_store/within/`); `run` and
 `run_async` carry them out. An error of a statement is raised where the script yielded it.
 """
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable, Generator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, TypeAlias, TypeVar
 
 T = TypeVar("T")
 
 Rows: TypeAlias = Sequence[Sequence[Any]]
 """What a statement returned; empty where it returns nothing."""
-Statement: TypeAlias = tuple[str, Mapping[str, object]]
-"""SQL and its parameters by name."""
+
+
+@dataclass(frozen=True, slots=True)
+class Aside:
+    """In the place of a statement: a blocking call beside the connection, which gives rows too. It never stops a loop."""
+
+    call: Callable[[], Rows]
+
+
+Statement: TypeAlias = tuple[str | Aside, Mapping[str, object]]
+"""SQL and its parameters by name; of those that the text numbers ($1), in that order."""
 Script: TypeAlias = Generator[Statement, Rows, T]
 
 
@@ -25,7 +36,7 @@ def run(script: Script[T], execute: Callable[[str, Mapping[str, object]], Rows])
         sql, parameters = next(script)
         while True:
             try:
-                rows = execute(sql, parameters)
+                rows = sql.call() if isinstance(sql, Aside) else execute(sql, parameters)
             except BaseException as error:  # the script decides what remains of what it has written
                 sql, parameters = script.throw(error)
             else:
@@ -41,7 +52,7 @@ async def run_async(script: Script[T], execute: Callable[[str, Mapping[str, obje
         sql, parameters = next(script)
         while True:
             try:
-                rows = await execute(sql, parameters)
+                rows = await (asyncio.to_thread(sql.call) if isinstance(sql, Aside) else execute(sql, parameters))
             except BaseException as error:  # as above; a cancellation too
                 sql, parameters = script.throw(error)
             else:

@@ -115,6 +115,6 @@ def check_exact(known: list[Migration], applied: list[AppliedMigration], *, data
     newer = [one for one in applied if one.number > len(known)]
     if newer:
         raise SchemaError(
-            f"{database} has schema {newer[-1].number} ({newer[-1].name}), which is newer than this onward: copy with the version "
-            "that made it"
+            f"{database} has schema {newer[-1].number} ({newer[-1].name}), which is newer than this onward: copy with the "
+            "version that made it"
         )

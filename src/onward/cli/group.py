@@ -17,8 +17,10 @@ from onward.cli.settings import Failure, Settings, common_options, one_line
 
 COMMANDS = {
     "cancel": "onward.cli.cancel",
+    "copy": "onward.cli.copy",
     "demo": "onward.cli.demo",
     "doctor": "onward.cli.doctor",
+    "export": "onward.cli.export",
     "ls": "onward.cli.ls",
     "migrate": "onward.cli.migrate",
     "prune": "onward.cli.prune",
@@ -37,8 +39,9 @@ Exit codes:
   1  the workflow failed or was cancelled (start --wait, run); a check failed (doctor)
   2  wrong usage or bad input
   3  there is no such workflow
-  4  conflict: the id is taken, the workflow has ended already, workers are alive (migrate --drop)
+  4  conflict: the id is taken, the workflow has ended already, workers are alive (migrate --drop), not to be copied (copy)
   5  the database cannot be used
+  6  the workflows were moved to another database (copy), or the copy into this one is not complete
   130, 143  ended by Ctrl-C (SIGINT) or by SIGTERM
 """
 
@@ -47,6 +50,8 @@ _CODES: tuple[tuple[type[Exception], int], ...] = (
     (errors.WorkflowIdConflict, 4),
     (errors.WorkflowAlreadyEnded, 4),
     (errors.SchemaError, 5),
+    (errors.StoreMoved, 6),
+    (errors.StoreImporting, 6),
     (errors.StoreError, 5),
     (errors.WorkflowFailed, 1),
     (errors.NonDeterminismError, 1),

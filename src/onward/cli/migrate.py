@@ -1,8 +1,9 @@
-"""`onward migrate`: create or upgrade the schema, print it, or remove Onward from a database."""
+"""`onward migrate`: create or upgrade the schema, print it or its roles, or remove Onward from a database."""
 
 from __future__ import annotations
 
 import asyncio
+from urllib.parse import urlsplit
 
 import click
 
@@ -20,22 +21,25 @@ REFUSED, BAD_USAGE = 4, 2
 @common_options
 @click.option("--check", is_flag=True, help="Change nothing; exit with 5 if there is something to do.")
 @click.option("--sql", is_flag=True, help="Print the statements that make the schema, and do nothing else.")
+@click.option("--roles", is_flag=True, help="PostgreSQL: print a script of minimal roles, for psql, and do nothing else.")
 @click.option("--drop", is_flag=True, help="Remove Onward's tables, with all workflows, and nothing else.")
 @click.option("--yes", is_flag=True, help="With --drop: do not ask.")
 @click.option("--force", is_flag=True, help="With --drop: even while workers are alive.")
 @pass_settings
-def migrate(settings: Settings, check: bool, sql: bool, drop: bool, yes: bool, force: bool) -> None:
-    """Create or upgrade the database's schema, print it, or remove it.
+def migrate(settings: Settings, check: bool, sql: bool, roles: bool, drop: bool, yes: bool, force: bool) -> None:
+    """Create or upgrade the database's schema, print it or its roles, or remove it.
 
     Commands that make workflows (start, run, worker) create and upgrade it by themselves on SQLite.
     """
-    if check + sql + drop > 1:
-        raise click.UsageError("--check, --sql and --drop are three different things: choose one")
+    if check + sql + roles + drop > 1:
+        raise click.UsageError("--check, --sql, --roles and --drop are different things: choose one")
     if (yes or force) and not drop:
         raise click.UsageError("--yes and --force belong to --drop")
     settings.start_logging()
     if sql:
         _print_sql(settings)
+    elif roles:
+        _print_roles(settings)
     elif drop:
         _drop(settings, is_confirmed=yes, force=force)
     else:
@@ -73,9 +77,17 @@ def _print_sql(settings: Settings) -> None:
     click.echo(sql, nl=False)
 
 
+def _print_roles(settings: Settings) -> None:
+    url = checked_url(settings)
+    script = open_store(url).roles_sql()
+    if not script:
+        raise Failure(f"{place(url)} has no roles: only PostgreSQL has", BAD_USAGE)
+    click.echo(script, nl=False)
+
+
 def _drop(settings: Settings, *, is_confirmed: bool, force: bool) -> None:
     url = checked_url(settings)
-    name = place(url).rpartition("/")[2] or url
+    name = _name(url)
     click.echo(f"database: {place(url)}", err=True)
     if not is_confirmed:
         _confirm(settings, name)
@@ -89,6 +101,12 @@ def _drop(settings: Settings, *, is_confirmed: bool, force: bool) -> None:
             click.echo(f"nothing else is in {place(url)}: remove it as you like", err=True)
     else:
         click.echo("there is nothing of Onward in it")
+
+
+def _name(url: str) -> str:
+    """What to type in order to drop it: the name of the file or of the database."""
+    shown = place(url)
+    return (urlsplit(shown).path if "://" in shown else shown).rpartition("/")[2] or url
 
 
 def _confirm(settings: Settings, name: str) -> None:

@@ -34,6 +34,8 @@ SETTLED_S = 60.0
 """One that lived for so long has nothing to do with the failures before it."""
 LAST_WORDS_S = 1.0
 """For reading what a process said before its end."""
+MOVED = 6
+"""The exit code of a worker whose database's workflows were moved to another one (group.py)."""
 LEFTOVER_S = 15.0
 """What a process gets beyond its grace at a stop."""
 
@@ -134,6 +136,8 @@ class Supervisor:
         while not self._stopping.is_set():
             began = time.monotonic()
             pid, code = await self._live(number)
+            if code == MOVED and not self._stopping.is_set():  # the same for all, and a new start would not help
+                self._stop()
             if self._stopping.is_set() or not self._working.is_set():
                 self._code = self._code or (128 - code if code < 0 else code)
                 return
@@ -191,6 +195,9 @@ class Supervisor:
             "%s: stopping %s; running steps may end within the grace, a second signal leaves at once",
             signal.Signals(number).name, counted(len(self._children), "worker"),
         )  # fmt: skip
+        self._stop()
+
+    def _stop(self) -> None:
         self._stopping.set()
         for child in self._children.values():
             child.line.write(STOP)

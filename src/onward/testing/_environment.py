@@ -122,6 +122,7 @@ class Environment(Arranging):
         self._progress = Progress(
             self._clock,
             alarms,
+            lambda: self._life,
             self._living,
             self._store,
             self._check,
@@ -391,8 +392,8 @@ class Environment(Arranging):
             return row.finished_at is not None
 
         limit = None if timeout_s is None else self._clock.now_us() + round(timeout_s * SECOND_US)
-        if not self._workflows:
-            return row if await is_final() else None
+        if not self._workflows and not await is_final():
+            await self._living()  # raises
         is_over = await self._progress.until(is_final, limit)
         self._check()
         return row if is_over else None

@@ -30,6 +30,7 @@ class Progress:
 
     Args:
         clock: its time. alarms: the bodies that sleep in it.
+        present: the worker as it is, dead or alive, if there is one.
         living: gives a worker that is alive, starting one if there is none.
         store: gives the store of the environment's client, which is open.
         check: raises what the environment has to raise.
@@ -41,6 +42,7 @@ class Progress:
         self,
         clock: LeapingClock,
         alarms: Alarms,
+        present: Callable[[], Life | None],
         living: Callable[[], Awaitable[Life]],
         store: Callable[[], Awaitable[Store]],
         check: Callable[[], None],
@@ -49,6 +51,7 @@ class Progress:
     ) -> None:
         self._clock = clock
         self._alarms = alarms
+        self._present = present
         self._living = living
         self._store = store
         self._check = check
@@ -93,7 +96,7 @@ class Progress:
             while await self._leap(at_us):
                 pass
             if at_us > self._clock.now_us():
-                await self._move_to(at_us)
+                self._move_to(at_us)
                 await self._rest()
 
     async def _hear_news(self) -> bool:
@@ -113,15 +116,15 @@ class Progress:
         due = await self._rest(is_done)
         if due is None or (limit_us is not None and due > limit_us):
             return False
-        await self._move_to(due)
+        self._move_to(due)
         return True
 
-    async def _move_to(self, at_us: int) -> None:
+    def _move_to(self, at_us: int) -> None:
         self._clock.move_to(at_us)
         self._alarms.ring()
-        engine = (await self._living()).engine
-        if engine is not None:
-            engine.dispatcher.time_moved()
+        life = self._present()
+        if life is not None and life.engine is not None and not life.is_dead:
+            life.engine.dispatcher.time_moved()
 
     # ------------------------------------------------------------------ coming to rest
 
@@ -135,7 +138,11 @@ class Progress:
             self._check()
             if is_done is not None and not self._awaits_renewal() and await is_done():
                 return self._clock.now_us()
-            life = await self._living()
+            life = self._present()
+            if life is None or life.is_dead:
+                if is_done is not None and await is_done():  # perhaps this very death was waited for
+                    return self._clock.now_us()
+                life = await self._living()
             news = self._news
             if seen != news:
                 seen = news

@@ -13,7 +13,7 @@ import pytest
 from onward._engine.committer import MAX_BATCH, SHARE, Call, Committer
 from onward._store.base import Store
 from onward._store.operations import APPLIED, BUSY, LEASE_LOST, CancelOp, Op, Outcome
-from onward.errors import FatalStoreError, OutcomeUnknown, StoreConflict, StoreError, TransientStoreError
+from onward.errors import FatalStoreError, OnwardError, OutcomeUnknown, StoreConflict, StoreError, TransientStoreError
 from tests.unit.engine.leaping import turns
 
 Answer = StoreError | Sequence[Outcome] | Callable[[list[str]], "Sequence[Outcome] | StoreError | None"] | None
@@ -57,7 +57,7 @@ class Teller:
         self.told.append((cast("CancelOp", op).workflow_id, outcome))
         self.when_told()
 
-    def refused(self, op: Op, error: StoreError) -> None:
+    def refused(self, op: Op, error: OnwardError) -> None:
         self.told.append((cast("CancelOp", op).workflow_id, error))
 
 

@@ -272,6 +272,10 @@ class MemoryStore:
         """There is no schema."""
         return ""
 
+    def roles_sql(self) -> str:
+        """There are no roles."""
+        return ""
+
     async def drop_schema(self, *, force: bool = False) -> Removal:
         """There are no tables."""
         return Removal()

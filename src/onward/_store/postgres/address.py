@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from urllib.parse import parse_qsl, unquote, urlencode
+from urllib.parse import parse_qsl, quote, unquote, urlencode
 
 import psycopg
 from psycopg.conninfo import conninfo_to_dict
@@ -65,7 +65,7 @@ def parse_address(url: str) -> Address:
             f"schema={schema!r} in the database URL is no schema name: up to 48 letters, digits and underscores, "
             "not beginning with a digit"
         )
-    conninfo = f"{base}?{urlencode(passed_on)}" if passed_on else base
+    conninfo = f"{base}?{urlencode(passed_on, quote_via=quote)}" if passed_on else base
     try:
         found = conninfo_to_dict(conninfo)
     except psycopg.ProgrammingError as error:
@@ -78,7 +78,7 @@ def parse_address(url: str) -> Address:
     if is_poll_only:
         own.append(("poll_only", "1"))
     public = [(name, value) for name, value in passed_on if name not in ("password", "sslpassword")] + own
-    shown = _without_password(base) + (f"?{urlencode(public, safe='/')}" if public else "")
+    shown = _without_password(base) + (f"?{urlencode(public, safe='/', quote_via=quote)}" if public else "")
     return Address(shown, {**_DEFAULTS, **parameters}, schema, is_poll_only)
 
 

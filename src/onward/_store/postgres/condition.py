@@ -71,7 +71,9 @@ async def connections(conn: Connection, database: Database, settings: Mapping[st
             check="connections",
             level=level,
             text=f"{used} of {limit} connections used ({name}); {ours} by this role",
-            cure="" if level == "ok" else "a worker takes up to seven: raise the limit, run fewer workers, or put a pooler before them",
+            cure=""
+            if level == "ok"
+            else "a worker takes up to seven: raise the limit, run fewer workers, or put a pooler before them",
             data={"used": used, "limit": limit, "by_role": ours},
         )
     ]
@@ -126,7 +128,11 @@ async def tables(conn: Connection, database: Database, settings: Mapping[str, st
     if "off" in (settings.get("autovacuum"), settings.get("track_counts")):
         off = ["every table"]
     if off:
-        cure = "ALTER SYSTEM SET autovacuum = on" if off == ["every table"] else f"ALTER TABLE … RESET (autovacuum_enabled) on {', '.join(off)}"
+        cure = (
+            "ALTER SYSTEM SET autovacuum = on"
+            if off == ["every table"]
+            else f"ALTER TABLE … RESET (autovacuum_enabled) on {', '.join(off)}"
+        )
         found.append(Finding(check="vacuum", level="fail", text=f"autovacuum is off for {', '.join(off)}", cure=cure))
     for name, live, dead, seconds, _, age in rows:
         place = f"{database.address.quoted_schema}.{name}"
@@ -147,7 +153,9 @@ async def tables(conn: Connection, database: Database, settings: Mapping[str, st
             found.append(Finding(check="vacuum", level="fail", text=text, cure=f"VACUUM (FREEZE) {place};", data=data))
     if not found:
         total = sum(dead for _, _, dead, _, _, _ in rows)
-        last = min((seconds for _, _, _, seconds, _, _ in rows if seconds is not None), default=None)
-        text = f"{counted(total, 'dead row')} in all tables" + ("" if last is None else f"; last vacuumed {span(last)} ago")
+        times = [seconds for _, _, _, seconds, _, _ in rows if seconds is not None]
+        text = f"{counted(total, 'dead row')} in all tables"
+        if times:
+            text += f"; last vacuumed {span(min(times))} ago"
         found.append(Finding(check="vacuum", level="ok", text=text, data={"dead": total}))
     return found

@@ -6,7 +6,6 @@ state is looked at in condition.py; the work is read by facts.py and judged by t
 
 from __future__ import annotations
 
-import asyncio
 import secrets
 import time
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
@@ -14,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 import psycopg
-from psycopg import errors
 
 from onward._store.diagnosis import Diagnosis, Finding, Work
 from onward._store.postgres import condition
@@ -24,7 +22,7 @@ from onward._store.postgres.migrations import OLDEST_SERVER, applied_migrations,
 from onward._store.postgres.objects import names_of, own_objects, statement_of
 from onward._store.postgres.roles import RIGHTS, role_name
 from onward._store.postgres.statements import as_json
-from onward._store.postgres.upkeep import Connection, ask_for, connection
+from onward._store.postgres.upkeep import Connection, ask_for, connection, is_no_database
 from onward._store.quantities import span
 from onward._store.schema import pending_migrations
 from onward.errors import ConfigurationError, SchemaError
@@ -75,10 +73,14 @@ async def diagnose(database: Database, *, thorough: bool) -> Diagnosis:
                 if not any(finding.is_unusable for finding in rights):
                     work = await read_work(conn, database, thorough=thorough)
             found += await condition.horizon(conn, database, may_see_all=server.may_see_all)
-    except errors.InvalidCatalogName as error:
-        raise ConfigurationError(f"there is no database {database.name}: check the URL, or create it with createdb") from error
     except psycopg.Error as error:
-        found.append(Finding(check="access", level="fail", text=str(classify(error, database=database.name)), is_unusable=True))
+        if is_no_database(error):
+            raise ConfigurationError(
+                f"there is no database {database.name}: check the URL, or create it with createdb"
+            ) from error
+        found.append(
+            Finding(check="access", level="fail", text=str(classify(error, database=database.name)), is_unusable=True)
+        )
     return Diagnosis(url=database.name, findings=tuple(found), work=work)
 
 
@@ -181,7 +183,7 @@ async def _hears_itself(conn: Connection) -> bool:
         await conn.execute(f"NOTIFY {channel}".encode())
         async for news in conn.notifies(timeout=HEARING_S, stop_after=1):
             return news.channel == channel
-    except (psycopg.Error, asyncio.TimeoutError):
+    except (TimeoutError, psycopg.Error):
         return False
     finally:
         if not conn.broken:
@@ -202,7 +204,9 @@ async def _schema(conn: Connection, database: Database) -> AsyncIterator[Finding
         return
     if pending:
         text = f"lacks migration {pending[0].number} ({pending[0].name})" if applied else "has no Onward schema"
-        yield Finding(check="schema", level="fail", text=f"{database.name} {text}", cure=cure, data=data, is_unusable=True)
+        yield Finding(
+            check="schema", level="fail", text=f"{database.name} {text}", cure=cure, data=data, is_unusable=True
+        )
         return
     rows = await ask_for(conn, database, "look_at_objects", list[tuple[str, str, bool]], schema=schema)
     there = {(kind, name): is_valid for kind, name, is_valid in rows}
@@ -258,7 +262,7 @@ async def _rights(conn: Connection, database: Database) -> AsyncIterator[Finding
         schema=schema,
         tables=as_json(names_of("table")),
     )
-    hidden = [table for table, _, is_hidden, _ in rows if is_hidden]
+    hidden = [table for table, rights, is_hidden, _ in rows if is_hidden and rights]
     held = {table: set(rights) for table, rights, _, _ in rows}
     is_owner = all(owns for _, _, _, owns in rows)
     fits = [kind for kind, wanted in RIGHTS.items() if _has(held, wanted)]
@@ -276,7 +280,9 @@ async def _rights(conn: Connection, database: Database) -> AsyncIterator[Finding
         yield Finding(check="rights", level="ok", text="this role owns the tables: it may do everything", data=data)
     elif fits:
         words = {"worker": "what a worker does", "client": "what a client does", "reader": "only read"}
-        yield Finding(check="rights", level="ok", text=f"this role may do {words[fits[0]]}".replace("do only", "only"), data=data)
+        yield Finding(
+            check="rights", level="ok", text=f"this role may do {words[fits[0]]}".replace("do only", "only"), data=data
+        )
     else:
         lacks = {
             table: sorted(missing)

@@ -1,22 +1,35 @@
 """The one place that decides which of the four kinds of StoreError an error of PostgreSQL is.
 
-The decision rests on the SQLSTATE alone (never on the text), and on whether a COMMIT was on its way: a connection that is lost
-then leaves the outcome unknown. `FAULTS` is looked up by the whole code, then by its class (the first two characters).
+The decision rests on the SQLSTATE alone, and on whether a COMMIT was on its way: a connection that is lost then leaves the
+outcome unknown. `FAULTS` is looked up by the whole code, then by its class (the first two characters). Only where the server
+refuses a new connection libpq gives no code, and its words are looked at; words that nobody knows count as passing.
 """
 
 from __future__ import annotations
 
+import re
 from typing import Literal, TypeAlias
 
 import psycopg
 
-from onward.errors import FatalStoreError, OutcomeUnknown, StoreConflict, StoreError, TransientStoreError
+from onward.errors import (
+    FatalStoreError,
+    OnwardError,
+    OutcomeUnknown,
+    StoreConflict,
+    StoreImporting,
+    StoreMoved,
+    TransientStoreError,
+)
 
 Kind: TypeAlias = Literal["transient", "lost", "unknown", "conflict", "fatal"]
 """lost: transient, and the connection is of no more use; with a COMMIT on its way the outcome is unknown."""
 
 REFUSED = "OW001"
 """Raised by the schema's own function `refuse`: some of the rows to be written are not as expected. Never leaves the store."""
+
+MOVED, IMPORTING = "OW002", "OW003"
+"""Raised by the triggers of a move (transfer.py); the error's detail is the other database's URL."""
 
 LOCK_NOT_AVAILABLE = "55P03"
 
@@ -59,6 +72,7 @@ FAULTS: dict[str, tuple[Kind, str]] = {
     "44": ("conflict", "a constraint refuses the data"),
     "54": ("conflict", "a value is larger than PostgreSQL allows"),
     "P0": ("conflict", "a trigger or function of the database refuses it"),
+    "OW": ("conflict", "the schema refuses it"),
     # the place
     "28": ("fatal", "the server does not let us in: check the user and the password in the database URL"),
     "3D000": ("fatal", "there is no such database: check the URL, or create it with createdb"),
@@ -71,6 +85,25 @@ FAULTS: dict[str, tuple[Kind, str]] = {
 }
 
 
+_REFUSALS: tuple[tuple[re.Pattern[str], str], ...] = (
+    (re.compile(r'FATAL: +database ".*" does not exist'), "3D000"),
+    (re.compile(r'FATAL: +role ".*" does not exist'), "28000"),
+    (re.compile(r"FATAL: +password authentication failed"), "28P01"),
+    (re.compile(r"FATAL: +no pg_hba\.conf entry"), "28000"),
+    (re.compile(r"FATAL: +permission denied for database"), "42501"),
+    (re.compile(r"fe_sendauth: no password supplied"), "28P01"),
+    (re.compile(r"FATAL: +(sorry, )?too many (clients|connections)"), "53300"),
+)
+
+
+def _sqlstate(error: psycopg.Error) -> str | None:
+    """The code, or the one that the words of a refused connection stand for."""
+    if error.sqlstate is None and isinstance(error, psycopg.OperationalError):
+        text = str(error)
+        return next((code for words, code in _REFUSALS if words.search(text)), None)
+    return error.sqlstate
+
+
 def look_up(sqlstate: str | None) -> tuple[Kind, str]:
     """What to make of a SQLSTATE; None: the connection broke, or never came about."""
     if sqlstate is None:
@@ -80,20 +113,34 @@ def look_up(sqlstate: str | None) -> tuple[Kind, str]:
 
 def is_connection_lost(error: psycopg.Error) -> bool:
     """Whether the connection that raised it is of no more use."""
-    return look_up(error.sqlstate)[0] in ("lost", "unknown", "fatal")
+    return look_up(_sqlstate(error))[0] in ("lost", "unknown", "fatal")
 
 
-def classify(error: psycopg.Error, *, database: str, committing: bool = False) -> StoreError:
-    """The StoreError for an error of psycopg; raise it `from` the original.
+def moving_error(error: Exception, *, database: str) -> StoreMoved | StoreImporting | None:
+    """What a trigger of a move has raised, through whichever driver (psycopg, asyncpg)."""
+    sqlstate = getattr(error, "sqlstate", None)
+    if sqlstate not in (MOVED, IMPORTING):
+        return None
+    diagnosis = getattr(error, "diag", None)
+    url: str | None = getattr(error, "detail", None) if diagnosis is None else diagnosis.message_detail
+    return (StoreMoved if sqlstate == MOVED else StoreImporting)(database, url or "another database")
+
+
+def classify(error: psycopg.Error, *, database: str, committing: bool = False) -> OnwardError:
+    """The StoreError for an error of psycopg; raise it `from` the original. StoreMoved or StoreImporting from a trigger.
 
     `committing`: a COMMIT was sent and may have been carried out.
     """
-    kind, words = look_up(error.sqlstate)
-    if error.sqlstate is None and isinstance(error, (psycopg.DataError, psycopg.ProgrammingError)):
+    moving = moving_error(error, database=database)
+    if moving is not None:
+        return moving
+    sqlstate = _sqlstate(error)
+    kind, words = look_up(sqlstate)
+    if sqlstate is None and isinstance(error, (psycopg.DataError, psycopg.ProgrammingError)):
         kind, words = "conflict", "the driver refuses a value"  # for instance a NUL character
     text = " ".join(str(error).split()) or type(error).__name__
-    detail = f"{database}: {f'{error.sqlstate}: ' if error.sqlstate else ''}{text}"
-    if kind == "unknown" or (kind == "lost" and committing and not _came_before_commit(error.sqlstate)):
+    detail = f"{database}: {f'{sqlstate}: ' if sqlstate else ''}{text}"
+    if kind == "unknown" or (kind == "lost" and committing and not _came_before_commit(sqlstate)):
         return OutcomeUnknown(f"{detail}; {words}; look before writing again")
     if kind in ("transient", "lost"):
         return TransientStoreError(f"{detail}; {words}; nothing was written, try again")

@@ -44,6 +44,7 @@ from onward._store.postgres.mailbox import (
 from onward._store.postgres.session import Refused
 from onward._store.postgres.starts import is_watching, note_starts, start_calls, watch_rows
 from onward._store.postgres.statements import Call, as_json
+from onward._store.postgres.transfer import refuse_if_moving
 from onward.errors import StoreConflict, StoreError, TransientStoreError
 
 if TYPE_CHECKING:
@@ -240,9 +241,10 @@ async def _look_and_write(
         for e in op.entries
     ]
     lock = sql["lock_rows_waiting" if waits else "lock_rows"].bind(fences=as_json(fences))
-    looks = [lock, sql["read_entries"].bind(entries=as_json(keys if retry else []))]
+    looks = [sql["read_refusal"].bind(), lock, sql["read_entries"].bind(entries=as_json(keys if retry else []))]
     async with session.hold() as converse:
         answers = await converse([*database.opening(), sql["limit_lock_wait"].bind(), *looks])
+        refuse_if_moving(database, answers[-3])
         found, needed = msgspec.json.decode(answers[-2] or b"")
         locked = {workflow_id: (worker, epoch) for workflow_id, worker, epoch in found}
         blocked = {owner for owner, workflow_id, is_there in needed if is_there and workflow_id not in locked}

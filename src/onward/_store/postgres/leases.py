@@ -117,6 +117,10 @@ class PostgresLeases:
         """Whether there is a connection."""
         return self._conn is not None
 
+    def sweep_soon(self) -> None:
+        """Look for rows of the dead and absent at the next `bury`, not only from time to time."""
+        self._sweep_at = 0.0
+
     def close(self) -> None:
         """Close the connection; the locks fall with it."""
         self._proofs.clear()

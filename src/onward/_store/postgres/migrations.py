@@ -57,13 +57,18 @@ async def ensure_schema(database: Database, *, migrate: bool) -> None:
             if not pending:
                 return
             if not migrate:
-                first = "has no Onward schema" if len(pending) == len(known) else f"lacks migration {pending[0].number}"
-                raise SchemaError(f"{database.name} {first}; run: onward migrate --url {database.name}")
+                raise behind(known, pending, database)
             await _migrate(conn, database, known)
         finally:
             await conn.close()
     except psycopg.Error as error:
         raise classify(error, database=database.name) from error
+
+
+def behind(known: list[Migration], pending: list[Migration], database: Database) -> SchemaError:
+    """The error for a schema that is missing, or older than this library."""
+    first = "has no Onward schema" if len(pending) == len(known) else f"lacks migration {pending[0].number}"
+    return SchemaError(f"{database.name} {first}; run: onward migrate --url {database.name}")
 
 
 def _check_server(conn: psycopg.AsyncConnection[Any], database: Database) -> None:
@@ -78,7 +83,7 @@ async def _migrate(conn: psycopg.AsyncConnection[Any], database: Database, known
     schema = database.address.schema
     async with conn.transaction():
         await lock_migrations(conn, database)
-        await _become_owner(conn, schema)
+        await become_owner(conn, schema)
         # Not CREATE SCHEMA IF NOT EXISTS: that needs the right to create schemas even where it exists.
         if not await _exists(conn, "SELECT 1 FROM pg_namespace WHERE nspname = %s", schema):
             await conn.execute(sql.SQL("CREATE SCHEMA {}").format(sql.Identifier(schema)))
@@ -100,7 +105,7 @@ async def lock_migrations(conn: psycopg.AsyncConnection[Any], database: Database
     await conn.execute("SELECT pg_advisory_xact_lock(%s, hashtext(%s))", (LOCK_CLASS, database.address.schema))
 
 
-async def _become_owner(conn: psycopg.AsyncConnection[Any], schema: str) -> None:
+async def become_owner(conn: psycopg.AsyncConnection[Any], schema: str) -> None:
     """What is made belongs to the owner of the schema (see roles.py), whichever of its members runs the migration."""
     row = await (await conn.execute(_OWNER, (schema,))).fetchone()
     if row is not None and row[1]:

@@ -15,7 +15,8 @@ from onward._store.schema import load_migrations
 
 Kind: TypeAlias = Literal["table", "view", "index", "function"]
 _MADE = re.compile(
-    r"^CREATE (?:OR REPLACE )?(?:UNIQUE )?(?P<kind>TABLE|VIEW|INDEX|FUNCTION) (?:onward\.)?(?P<name>[a-z_]+)", re.MULTILINE
+    r"^CREATE (?:OR REPLACE )?(?:UNIQUE )?(?P<kind>TABLE|VIEW|INDEX|FUNCTION) (?:onward\.)?(?P<name>[a-z_]+)",
+    re.MULTILINE,
 )
 _INDEX = re.compile(r"^CREATE (?:UNIQUE )?INDEX (?P<name>[a-z_]+)\s.*?;$", re.MULTILINE | re.DOTALL)
 

@@ -92,7 +92,9 @@ async def _delete(session: Session, database: Database, found: Trees, before: in
         count = 0
         for chunk in _chunks(sorted(workflow_id for tree in trees for workflow_id in tree)):
             rows = as_json(chunk)
-            answers = await converse([*(sql[name].bind(ids=rows) for name in DELETES), sql["delete_workflows"].bind(ids=rows)])
+            answers = await converse(
+                [*(sql[name].bind(ids=rows) for name in DELETES), sql["delete_workflows"].bind(ids=rows)]
+            )
             count += int(answers[-1] or 0)
         await converse([sql["commit"].bind()], commits=True)
     return _batch(count, len(trees), found.after)

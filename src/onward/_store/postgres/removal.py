@@ -15,7 +15,7 @@ from onward._store.diagnosis import Removal
 from onward._store.postgres.faults import classify
 from onward._store.postgres.migrations import applied_migrations, known_migrations, lock_migrations
 from onward._store.postgres.objects import own_objects
-from onward._store.postgres.upkeep import Connection, ask_for, connection
+from onward._store.postgres.upkeep import Connection, ask_for, connection, is_no_database
 from onward._store.records import WorkerInfo
 from onward._version import __version__
 from onward.errors import SchemaError
@@ -37,14 +37,14 @@ async def drop_schema(database: Database, *, force: bool) -> Removal:
                     "not know; drop it with the version that made it"
                 )
             return await _drop(conn, database, force=force)
-    except errors.InvalidCatalogName as error:
-        raise SchemaError(f"there is no database {database.name}; check the URL") from error
     except errors.DependentObjectsStillExist as error:
         detail = " ".join((error.diag.message_detail or "").split())
         raise SchemaError(
             f"nothing was removed: something else depends on Onward's tables in {database.name} ({detail}); remove that first"
         ) from error
     except psycopg.Error as error:
+        if is_no_database(error):
+            raise SchemaError(f"there is no database {database.name}; check the URL") from error
         raise classify(error, database=database.name, committing=True) from error
 
 
@@ -52,7 +52,9 @@ async def _drop(conn: Connection, database: Database, *, force: bool) -> Removal
     schema = database.address.schema
     there = {
         (kind, name)
-        for kind, name, _ in await ask_for(conn, database, "look_at_objects", list[tuple[str, str, bool]], schema=schema)
+        for kind, name, _ in await ask_for(
+            conn, database, "look_at_objects", list[tuple[str, str, bool]], schema=schema
+        )
     }
     own = list(dict.fromkeys((one.kind, one.name) for one in own_objects() if (one.kind, one.name) in there))
     if not force and ("table", "workers") in own:

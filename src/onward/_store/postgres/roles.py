@@ -37,22 +37,27 @@ _READABLE = (
 )  # fmt: skip
 """All columns of `workflows` but the seed, from which a workflow's secrets may have been drawn."""
 
+_READ = ("journal", "mailbox", "waiters", "step_retries", "workers", "moving", "migrations")
+
 RIGHTS: Mapping[Kind, Mapping[str, Mapping[Right, tuple[str, ...]]]] = {
     "worker": {
-        **{name: dict.fromkeys(_ALL, ()) for name in names_of("table") if name != "migrations"},
+        **{name: dict.fromkeys(_ALL, ()) for name in names_of("table") if name not in ("migrations", "moving")},
         "migrations": {"SELECT": ()},
+        "moving": {"SELECT": ()},
     },
     "client": {
         "workflows": {"SELECT": (), "INSERT": (), "UPDATE": _ENDED},
         "journal": {"SELECT": (), "UPDATE": ("struck",)},
         "mailbox": {"SELECT": (), "INSERT": (), "DELETE": ()},
+        "outbox": {"INSERT": ()},
         "waiters": {"SELECT": (), "DELETE": ()},
         "step_retries": {"SELECT": (), "UPDATE": ("next_at",), "DELETE": ()},
         "workers": {"SELECT": ()},
+        "moving": {"SELECT": ()},
         "migrations": {"SELECT": ()},
     },
     "reader": {
-        **{name: {"SELECT": ()} for name in ("journal", "mailbox", "waiters", "step_retries", "workers", "migrations")},
+        **{name: {"SELECT": ()} for name in _READ},
         "workflows": {"SELECT": _READABLE},
     },
 }
@@ -106,7 +111,9 @@ def _lines(schema: str, place: str) -> Iterator[str]:
         yield f"GRANT USAGE ON SCHEMA {place} TO {role};"
         for table, granted in rights.items():
             yield f"REVOKE ALL ON {place}.{table} FROM {role};"
-            what = ", ".join(f"{right} ({', '.join(columns)})" if columns else right for right, columns in granted.items())
+            what = ", ".join(
+                f"{right} ({', '.join(columns)})" if columns else right for right, columns in granted.items()
+            )
             yield f"GRANT {what} ON {place}.{table} TO {role};"
             yield f"DROP POLICY IF EXISTS {role} ON {place}.{table};"
             is_reader = list(granted) == ["SELECT"]

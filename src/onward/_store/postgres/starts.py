@@ -6,6 +6,7 @@ The seed is the token of one very start: a start repeated after an unknown commi
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import msgspec
 
@@ -21,6 +22,7 @@ class WatchRow(msgspec.Struct, gc=False):
     waiter: str
     type: str
     digest: str
+    payload: str
 
 
 def is_watching(start: Start) -> bool:
@@ -31,9 +33,10 @@ def is_watching(start: Start) -> bool:
 def watch_rows(starts: Sequence[Start]) -> bytes:
     """The watching starts as a parameter."""
     rows = [
-        WatchRow(start.op.workflow.id, start.op.fence.workflow_id, start.op.workflow.type, start.op.workflow.digest)
+        WatchRow(new.id, start.op.fence.workflow_id, new.type, new.digest, new.payload)
         for start in starts
         if start.op.fence is not None
+        for new in [start.op.workflow]
     ]
     return as_json(rows)
 
@@ -59,8 +62,29 @@ def note_starts(answer: bytes | None, starts: Sequence[Start], outcomes: list[Ou
         if row is None:  # its parent's execution is over and this start was not part of it
             outcomes[start.index] = LEASE_LOST
             continue
-        _, kind, digest, seed, parent_id, status = row
-        if (kind, digest) != (new.type, new.digest):
+        _, kind, digest, seed, parent_id, status, payload = row
+        is_same = digest == new.digest if payload is None else same_arguments(payload, new.payload)
+        if kind != new.type or not is_same:
             outcomes[start.index] = IdConflict(new.id, kind)
         else:
             outcomes[start.index] = Started(new.id, seed == new.seed, parent_id, status)
+
+
+def same_arguments(one: str, other: str) -> bool:
+    """Whether two stored arguments are the same call, as the schema's function `same_arguments` has it: SQL cannot make the
+    library's digests, so a workflow that it has started is compared by its arguments."""
+    values = [msgspec.json.decode(text) for text in (one, other)]
+    if {type(value) for value in values} == {dict, list}:
+        values = [list(value.values()) if isinstance(value, dict) else value for value in values]
+    return _is_equal(*values)
+
+
+def _is_equal(one: Any, other: Any) -> bool:
+    """As JSON: true is not 1, but 1.0 is."""
+    match one, other:
+        case dict(), dict():
+            return one.keys() == other.keys() and all(_is_equal(value, other[key]) for key, value in one.items())
+        case list(), list():
+            return len(one) == len(other) and all(map(_is_equal, one, other))
+        case _:
+            return isinstance(one, bool) == isinstance(other, bool) and bool(one == other)

@@ -19,7 +19,10 @@ from onward._store.postgres.serverclock import ServerClock
 from onward._store.statements import load_statements
 
 PACKAGE = "onward._store.postgres"
-FILES = ("claims", "diagnosis", "endings", "journal", "leases", "mailbox", "prune", "reads", "server", "session", "starts")
+FILES = (
+    "claims", "diagnosis", "endings", "journal", "leases", "mailbox", "prune", "reads", "server", "session", "starts", "transfer",
+    "within",
+)  # fmt: skip
 _PARAMETER = re.compile(r"(?<![:\w]):([a-z_]+)")
 _SCHEMA = re.compile(rf"\b{DEFAULT_SCHEMA}\.(?=[a-z_])")
 

@@ -139,6 +139,8 @@ class StepRunner:
             conn.is_lent = False
             conn.cursor_factory, conn.row_factory = psycopg.Cursor, tuple_row
         task.check_open(conn.info.transaction_status)
+        with self._errors(task):
+            task.check_mark(_fetch(conn, task.mark()))
         calls = task.closing(result)
         with self._errors(task):
             for call in calls:
@@ -218,6 +220,8 @@ class StepRunner:
         return result
 
     async def _close_async(self, conn: AsyncStepConnection, task: _Task, result: Any) -> None:
+        with self._errors(task):
+            task.check_mark(await _fetch_async(conn, task.mark()))
         calls = task.closing(result)
         with self._errors(task):
             for call in calls:
@@ -294,7 +298,7 @@ class _Task:
     def opening(self) -> list[bytes]:
         """SET takes no snapshot, so that the body may still choose its isolation level."""
         limit_ms = max(1, round(self.limit_s * 1000))
-        texts = ("BEGIN", f"SET LOCAL onward.step = '{self._token}'", f"SET LOCAL statement_timeout = {limit_ms}")
+        texts = ("BEGIN", f"SET LOCAL onward_step.mark = '{self._token}'", f"SET LOCAL statement_timeout = {limit_ms}")
         return [text.encode() for text in texts]
 
     def closing(self, result: Any) -> list[Call]:
@@ -304,8 +308,7 @@ class _Task:
         fence, sql = self.fence, self._database.sql
         rows = as_json([FenceRow(fence.workflow_id, fence.worker, fence.epoch)])
         lock = sql["lock_step_or_refuse"].bind(fences=rows)
-        same = sql["is_same_step"].bind(token=self._token)
-        return [same, lock, *plan_calls(self._database, sort([operation], None, outcomes))]
+        return [lock, *plan_calls(self._database, sort([operation], None, outcomes))]
 
     def check_open(self, status: pq.TransactionStatus) -> None:
         """Raise UsageError if the body has ended the transaction."""
@@ -315,6 +318,15 @@ class _Task:
                 f"rolled back: {CURE}"
             )
         if status != pq.TransactionStatus.INTRANS:
+            self.check_mark(False)
+
+    def mark(self) -> Call:
+        """Whether the transaction is still the one that was begun for this body."""
+        return self._database.sql["is_same_step"].bind(token=self._token)
+
+    def check_mark(self, answer: Any) -> None:
+        """Raise UsageError if it is another one."""
+        if not answer:
             raise UsageError(f"the step's transaction was ended by one of its own statements: {CURE}")
 
     def check_time(self, started: float, cause: BaseException | None = None) -> None:

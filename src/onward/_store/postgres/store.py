@@ -1,8 +1,8 @@
 """The Store on a schema of a PostgreSQL database. Only wiring: each duty is a function in its own file, run on a session.
 
 A worker's connections: the committer's, the claims', one that tells and hears notifications, two for reads, and the lease
-thread's own; transactional steps and prunings open theirs. All begin with the first call that needs them, and again after a loss. A forked
-child must drop the object without closing it and open a new one.
+thread's own; transactional steps and prunings open theirs. All begin with the first call that needs them, and again after a
+loss. A forked child must drop the object without closing it and open a new one.
 """
 
 from __future__ import annotations
@@ -24,11 +24,16 @@ from onward._store.postgres.leases import PostgresLeases
 from onward._store.postgres.listener import Listener
 from onward._store.postgres.migrations import ensure_schema, schema_sql
 from onward._store.postgres.pool import SessionPool
+from onward._store.postgres.roles import roles_sql
 from onward._store.postgres.session import Session
 from onward._store.postgres.statements import as_json
 from onward._store.postgres.steps import LIMIT_S, StepRunner
+from onward._store.postgres.transfer import PostgresTransfer, check_serving
+from onward._store.postgres.within import CallersWrites
 from onward._store.pruning import PruneBatch, PruneRequest
 from onward._store.records import Claimed, ClaimRequest, Filter, Inbox, JournalRow, Loaded, WorkerInfo, WorkflowRow
+from onward._store.scripts import Script
+from onward._store.within.base import Caller, CallerOp
 
 T = TypeVar("T")
 Rows: TypeAlias = list[WorkflowRow]
@@ -55,6 +60,7 @@ class PostgresStore:
         self._listener = Listener(self._database)
         self._hub = Hub(self._database, self._listener.session)
         self._steps = StepRunner(self._database)
+        self._callers = CallersWrites(self._database)
 
     # --- life ---
 
@@ -115,6 +121,10 @@ class PostgresStore:
         result = await self._steps.run(fence, body, finish, limit_s=limit_s, context=context, is_async=is_async)
         self._hub.publish()
         return result
+
+    def write_within(self, ops: Sequence[CallerOp], caller: Caller) -> Script[list[Outcome]]:
+        """See within.base.WritesWithin."""
+        return self._callers.write(ops, caller)
 
     async def claim(self, request: ClaimRequest) -> list[Claimed]:
         """Take due rows."""
@@ -188,6 +198,15 @@ class PostgresStore:
 
         return end
 
+    async def check_serving(self) -> None:
+        """Whether the workflows are here."""
+        async with self._readers.session() as session:
+            await check_serving(session, self._database)
+
+    def transfer(self) -> PostgresTransfer:
+        """This schema as a side of a move."""
+        return PostgresTransfer(self._database)
+
     def leases(self) -> PostgresLeases:
         """The lease thread's connection, opened by its first call."""
         return PostgresLeases(self._database)
@@ -201,6 +220,10 @@ class PostgresStore:
     def schema_sql(self) -> str:
         """The statements that make the schema in an empty database."""
         return schema_sql(self._database)
+
+    def roles_sql(self) -> str:
+        """Roles with as few rights as their work needs."""
+        return roles_sql(self._database.address.schema, self._database.address.quoted_schema)
 
     async def drop_schema(self, *, force: bool = False) -> Removal:
         """Remove Onward's own tables, views and functions, and the schema if nothing else is in it."""

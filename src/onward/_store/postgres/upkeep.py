@@ -6,11 +6,13 @@ Nothing is prepared and nothing outlives a transaction, so that it works behind 
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import msgspec
 import psycopg
+from psycopg import errors
 
 from onward._store.postgres.statements import Value
 
@@ -28,6 +30,14 @@ async def connection(database: Database) -> AsyncIterator[Connection]:
         yield conn
     finally:
         await conn.close()
+
+
+def is_no_database(error: psycopg.Error) -> bool:
+    """Whether there is no such database. libpq tells of a failed connection in words only; the server's language is English
+    unless somebody has set lc_messages."""
+    return isinstance(error, errors.InvalidCatalogName) or (
+        error.sqlstate is None and re.search(r'database "[^"]*" does not exist', str(error)) is not None
+    )
 
 
 async def ask(conn: Connection, database: Database, name: str, **values: Value) -> bytes | None:

@@ -225,6 +225,10 @@ class SqliteStore:
         """The statements that make the schema."""
         return migrations.schema_sql()
 
+    def roles_sql(self) -> str:
+        """A file has no roles: the operating system says who may read it."""
+        return ""
+
     async def drop_schema(self, *, force: bool = False) -> Removal:
         """Remove Onward's tables and lock files from the file."""
         return await asyncio.to_thread(removal.drop_schema, self._database, force=force)

@@ -28,9 +28,7 @@ T = TypeVar("T")
 SQL = load_statements("onward._store.sqlite", "transfer")
 _moves = msgspec.json.Decoder(list[tuple[str, str, str, int, int | None, str | None]])
 _position = msgspec.json.Decoder(Position)
-_WORKER_EVENTS = ("INSERT", "UPDATE")
-"""A worker that ends may take its row away."""
-_EVENTS = ("INSERT", "UPDATE", "DELETE")
+_PASSES = "EXISTS (SELECT 1 FROM onward_moving WHERE is_writing)"
 
 
 def check_serving(conn: sqlite3.Connection, database: Database) -> None:
@@ -91,7 +89,7 @@ class SqliteTransfer:
         params = {**dict(zip(("key_one", "key_two"), after, strict=False)), "limit": limit}
         rows: list[Row] = []
         try:
-            cursor = self._connection().execute(SQL[f"read_{table.name}"], params)
+            cursor = self._connection().execute(SQL[f"export_{table.name}"], params)
             for found in cursor:
                 row = list(found)
                 for index in flags:
@@ -168,7 +166,7 @@ class SqliteTransfer:
             was = None if before is None else json_text(before)
             if conn.execute(SQL["begin_writing"], {"copy_id": copy_id, "before": was}).rowcount != 1:
                 raise ConfigurationError(_disturbed(self._database))
-            conn.executemany(SQL[f"write_{table.name}"], rows)
+            conn.executemany(SQL[f"import_{table.name}"], rows)
             conn.execute(SQL["end_writing"], {"after": json_text(after)})
 
         await self._write("copy", write)
@@ -199,7 +197,7 @@ class SqliteTransfer:
                 raise ConfigurationError(f"{url_of(self._database)} is open, or the target of another copy")
             _accept_writes(conn)
             for table in TABLES:
-                conn.execute(f"DELETE FROM onward_{table.name}")
+                conn.execute(SQL[f"empty_{table.name}"])
 
         await self._write("empty", empty)
 
@@ -259,17 +257,16 @@ def _end_prunings(conn: sqlite3.Connection) -> None:
 
 def _triggers() -> list[tuple[str, str, str]]:
     """(name, event, table) of each."""
-    tables = [(f"onward_{table.name}", _EVENTS) for table in TABLES]
-    tables.append(("onward_workers", _WORKER_EVENTS))
-    return [(f"{name}_{event.lower()}_while_moving", event, name) for name, events in tables for event in events]
+    guarded = [(f"onward_{table.name}", event) for table in TABLES for event in ("INSERT", "UPDATE", "DELETE")]
+    guarded += [("onward_workers", event) for event in ("INSERT", "UPDATE")]  # one that ends may take its row away
+    return [(f"{table}_{event.lower()}_while_moving", event, table) for table, event in guarded]
 
 
 def _refuse_writes(conn: sqlite3.Connection, role: str, url: str) -> None:
     text = f"{role}{url}".replace("'", "''")
     for name, event, table in _triggers():
         conn.execute(
-            f"CREATE TRIGGER {name} BEFORE {event} ON {table} WHEN NOT EXISTS (SELECT 1 FROM onward_moving WHERE is_writing) "
-            f"BEGIN SELECT RAISE(ABORT, '{text}'); END"
+            f"CREATE TRIGGER {name} BEFORE {event} ON {table} WHEN NOT {_PASSES} BEGIN SELECT RAISE(ABORT, '{text}'); END"
         )
 
 

@@ -70,6 +70,10 @@ class Caller(ABC):
         """Whether a transaction is open. Asked after a first statement that changes nothing: a driver that opens
         transactions by itself has done so by then."""
 
+    def spelled(self, sql: str, parameters: Mapping[str, object]) -> tuple[str, Any]:
+        """The statement and its parameters as this driver writes them; as they are where it knows parameters by name."""
+        return sql, dict(parameters)
+
 
 class BlockingCaller(Caller):
     """A connection whose calls block."""

@@ -8,14 +8,15 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from typing import Any, TypeAlias
 
+from onward._store.within.asyncpg_drivers import Asyncpg
 from onward._store.within.base import AsyncCaller, BlockingCaller, Caller, CallerConnection
 from onward._store.within.sqlalchemy_drivers import AsyncSqlAlchemy, SqlAlchemy, driver_connection
 from onward._store.within.sqlite_drivers import Aiosqlite, Sqlite3
 from onward.errors import WrongConnection
 
 SUPPORTED = (
-    "sqlite3.Connection, SQLAlchemy's Connection or Session, django.db.connection; with AsyncClient aiosqlite.Connection, "
-    "SQLAlchemy's AsyncConnection or AsyncSession"
+    "sqlite3.Connection, psycopg.Connection, SQLAlchemy's Connection or Session, django.db.connection; with AsyncClient "
+    "aiosqlite.Connection, psycopg.AsyncConnection, asyncpg.Connection, SQLAlchemy's AsyncConnection or AsyncSession"
 )
 """For messages."""
 
@@ -49,7 +50,10 @@ async def async_caller(tx: CallerConnection) -> AsyncCaller:
 
 
 def _unknown(name: str) -> WrongConnection:
-    return WrongConnection(f"tx= takes the connection whose transaction is to be used ({SUPPORTED}), not a {name}")
+    cure = "; use psycopg 3 instead of psycopg2 (SQLAlchemy: postgresql+psycopg://)" if "psycopg2" in name else ""
+    return WrongConnection(
+        f"tx= takes the connection whose transaction is to be used ({SUPPORTED}), not a {name}{cure}"
+    )
 
 
 def _class_names(tx: object) -> list[str]:
@@ -88,8 +92,25 @@ def _django(connection: Any) -> BlockingCaller:
     return driver
 
 
-async def _aiosqlite(connection: Any) -> AsyncCaller:
-    return Aiosqlite(connection)
+def _psycopg(connection: Any) -> BlockingCaller:
+    from onward._store.within.psycopg_drivers import Psycopg
+
+    return Psycopg(connection)
+
+
+def _async_psycopg(connection: Any) -> AsyncCaller:
+    from onward._store.within.psycopg_drivers import AsyncPsycopg
+
+    return AsyncPsycopg(connection)
+
+
+def _itself(adapter: Callable[[Any], AsyncCaller]) -> Callable[[Any], Awaitable[AsyncCaller]]:
+    """A driver's own connection, which nothing is around."""
+
+    async def made(connection: Any) -> AsyncCaller:
+        return adapter(connection)
+
+    return made
 
 
 async def _async_sqlalchemy(connection: Any, title: str = "a SQLAlchemy AsyncConnection") -> AsyncCaller:
@@ -106,9 +127,13 @@ Driver: TypeAlias = Callable[[Any], Caller]
 _DRIVERS: dict[str, Driver] = {
     "sqlite3.Connection": Sqlite3,
     "aiosqlite.core.Connection": Aiosqlite,
+    "psycopg.Connection": _psycopg,
+    "psycopg.AsyncConnection": _async_psycopg,
+    "asyncpg.connection.Connection": Asyncpg,
 }
 _BLOCKING: dict[str, Callable[[Any], BlockingCaller]] = {
     "sqlite3.Connection": Sqlite3,
+    "psycopg.Connection": _psycopg,
     "sqlalchemy.engine.base.Connection": _sqlalchemy,
     "sqlalchemy.orm.session.Session": _session,
     "sqlalchemy.orm.scoping.scoped_session": _session,
@@ -116,7 +141,10 @@ _BLOCKING: dict[str, Callable[[Any], BlockingCaller]] = {
     "django.db.backends.base.base.BaseDatabaseWrapper": _django,
 }
 _ASYNC: dict[str, Callable[[Any], Awaitable[AsyncCaller]]] = {
-    "aiosqlite.core.Connection": _aiosqlite,
+    "aiosqlite.core.Connection": _itself(Aiosqlite),
+    "psycopg.AsyncConnection": _itself(_async_psycopg),
+    "asyncpg.connection.Connection": _itself(Asyncpg),
+    "asyncpg.pool.PoolConnectionProxy": _itself(Asyncpg),
     "sqlalchemy.ext.asyncio.engine.AsyncConnection": _async_sqlalchemy,
     "sqlalchemy.ext.asyncio.session.AsyncSession": _async_session,
     "sqlalchemy.ext.asyncio.scoping.async_scoped_session": _async_session,

@@ -35,7 +35,7 @@ class SqlAlchemy(BlockingCaller):
     def execute(self, sql: str, parameters: Mapping[str, object]) -> Rows:
         """As BlockingCaller."""
         with _driver_errors():
-            return _rows(self._connection.exec_driver_sql(sql, dict(parameters)))
+            return _rows(self._connection.exec_driver_sql(*self._driver.spelled(sql, parameters)))
 
 
 class AsyncSqlAlchemy(AsyncCaller):
@@ -57,7 +57,7 @@ class AsyncSqlAlchemy(AsyncCaller):
     async def execute(self, sql: str, parameters: Mapping[str, object]) -> Rows:
         """As AsyncCaller."""
         with _driver_errors():
-            return _rows(await self._connection.exec_driver_sql(sql, dict(parameters)))
+            return _rows(await self._connection.exec_driver_sql(*self._driver.spelled(sql, parameters)))
 
 
 def driver_connection(connection: Any) -> Any:
@@ -71,11 +71,13 @@ def _rows(result: Any) -> Rows:
 
 @contextlib.contextmanager
 def _driver_errors() -> Iterator[None]:
-    """Raise the driver's error instead of SQLAlchemy's around it."""
+    """Raise the driver's error instead of SQLAlchemy's around it, and around that again where it adapts an async driver."""
     try:
         yield
     except Exception as error:
         original = getattr(error, "orig", None)
-        if isinstance(original, Exception):
-            raise original from error
-        raise
+        if not isinstance(original, Exception):
+            raise
+        if type(original).__qualname__.startswith("AsyncAdapt_") and isinstance(original.__cause__, Exception):
+            original = original.__cause__
+        raise original from error

@@ -17,7 +17,7 @@ UPDATE onward.workflows AS w SET
     wake_floor = NULL, started_at = coalesce(w.started_at, t.now),
     deadline = coalesce(w.deadline, t.now + w.timeout_us * interval '1 microsecond'),
     version = coalesce(w.version, :version), code_version = coalesce(w.code_version, :code_version), updated_at = t.now
-FROM due, t WHERE w.id = due.id
+FROM due, t WHERE w.id = ANY (ARRAY[due.id])
 RETURNING due.n, json_build_array(
     w.id, w.type, w.payload::text, w.digest, w.seed, w.epoch, w.signals, w.attempts, w.crashes, w.max_attempts, w.run,
     onward.us(w.created_at), onward.us(w.started_at), w.queue, w.priority, w.partition, w.tags::text, w.parent_id,
@@ -56,7 +56,7 @@ WITH t AS MATERIALIZED (SELECT {now} AS now), k AS MATERIALIZED (
 ), found AS MATERIALIZED (
     SELECT w.id, w.priority, w.next_run_at
     FROM k CROSS JOIN (SELECT DISTINCT i.id FROM json_array_elements_text(:only) AS i (id)) AS o
-    JOIN onward.workflows AS w ON w.id = o.id
+    JOIN onward.workflows AS w ON w.id = ANY (ARRAY[o.id])
     WHERE w.queue = :queue AND w.next_run_at <= (SELECT t.now FROM t) AND {claimable} AND {fits}
     ORDER BY w.priority, w.next_run_at, w.id LIMIT :limit FOR UPDATE OF w SKIP LOCKED
 ), due AS MATERIALIZED (
@@ -80,7 +80,7 @@ SELECT coalesce(json_agg(json_build_array(
     (SELECT coalesce(json_agg(json_build_array(r.key, r.tries, onward.us(r.next_at), r.error::text)), '[]')
      FROM onward.step_retries AS r WHERE r.workflow_id = w.id),
     (SELECT coalesce(max(j.seq), 0) FROM onward.journal AS j WHERE j.workflow_id = w.id))), '[]')
-FROM json_array_elements_text(:ids) AS i (id) JOIN onward.workflows AS w ON w.id = i.id;
+FROM json_array_elements_text(:ids) AS i (id) JOIN onward.workflows AS w ON w.id = ANY (ARRAY[i.id]);
 
 -- name: next_due
 -- The first claimable row of each queue and priority, due or not.
@@ -116,7 +116,7 @@ SELECT min(CASE WHEN w.diverged_by IS NULL OR w.next_run_at > (SELECT t.now FROM
     WHEN (w.diverged_by ->> :code_version)::bigint > onward.us((SELECT t.now FROM t))
     THEN greatest(onward.us(w.next_run_at), (w.diverged_by ->> :code_version)::bigint)
     ELSE onward.us(w.next_run_at) END)
-FROM json_array_elements_text(:only) AS i (id) JOIN onward.workflows AS w ON w.id = i.id
+FROM json_array_elements_text(:only) AS i (id) JOIN onward.workflows AS w ON w.id = ANY (ARRAY[i.id])
 WHERE w.next_run_at IS NOT NULL AND w.queue = ANY (ARRAY(SELECT json_array_elements_text(:queues))) AND {claimable};
 
 -- name: release_not_held
@@ -131,7 +131,7 @@ WITH h AS MATERIALIZED (
 ), released AS (
     UPDATE onward.workflows AS w SET
         status = 'pending', worker = NULL, epoch = w.epoch + 1, next_run_at = {now}, updated_at = {now}
-    FROM found AS f WHERE w.id = f.id AND w.status = 'running' AND w.worker = :worker
+    FROM found AS f WHERE w.id = ANY (ARRAY[f.id]) AND w.status = 'running' AND w.worker = :worker
     RETURNING w.id
 )
 SELECT coalesce(json_agg(r.id), '[]') FROM released AS r;
@@ -144,6 +144,6 @@ WITH found AS MATERIALIZED (
       AND NOT w.diverged_by ? :code_version
     ORDER BY w.id FOR UPDATE SKIP LOCKED
 ), adopted AS (
-    UPDATE onward.workflows AS w SET next_run_at = {now}, updated_at = {now} FROM found AS f WHERE w.id = f.id RETURNING 1
+    UPDATE onward.workflows AS w SET next_run_at = {now}, updated_at = {now} FROM found AS f WHERE w.id = ANY (ARRAY[f.id]) RETURNING 1
 )
 SELECT count(*) FROM adopted;

@@ -6,26 +6,26 @@
 told AS MATERIALIZED (
     SELECT e.parent_id AS reader, e.n, e.id, e.status, e.result, e.error FROM ended AS e WHERE e.parent_id IS NOT NULL
     UNION ALL
-    SELECT t.waiter, e.n, e.id, e.status, e.result, e.error FROM ended AS e JOIN onward.waiters AS t ON t.target = e.id
+    SELECT t.waiter, e.n, e.id, e.status, e.result, e.error FROM ended AS e JOIN onward.waiters AS t ON t.target = ANY (ARRAY[e.id])
 ), live AS MATERIALIZED (
-    SELECT t.* FROM told AS t JOIN onward.workflows AS p ON p.id = t.reader
+    SELECT t.* FROM told AS t JOIN onward.workflows AS p ON p.id = ANY (ARRAY[t.reader])
     WHERE p.status IN ('pending', 'running', 'waiting') AND p.id NOT IN (SELECT e.id FROM ended AS e)
     ORDER BY t.n
 ), mailed AS (
     INSERT INTO onward.mailbox (workflow_id, kind, name, payload, error, created_at)
     SELECT l.reader, 'child', l.id, l.result, l.error, {now} FROM live AS l
 ), unwatched AS (
-    DELETE FROM onward.waiters AS t USING ended AS e WHERE t.target = e.id
+    DELETE FROM onward.waiters AS t USING ended AS e WHERE t.target = ANY (ARRAY[e.id])
 ), unread AS (
-    DELETE FROM onward.mailbox AS m USING ended AS e WHERE e.signals > 0 AND m.workflow_id = e.id
+    DELETE FROM onward.mailbox AS m USING ended AS e WHERE e.signals > 0 AND m.workflow_id = ANY (ARRAY[e.id])
 ), untried AS (
-    DELETE FROM onward.step_retries AS r USING ended AS e WHERE r.workflow_id = e.id
+    DELETE FROM onward.step_retries AS r USING ended AS e WHERE r.workflow_id = ANY (ARRAY[e.id])
 ), p AS (
     SELECT l.reader AS id, count(*)::integer AS signals, count(*)::integer AS ends, bool_or(l.status <> 'completed') AS urgent,
            false AS forced
     FROM live AS l GROUP BY l.reader
 )
-UPDATE onward.workflows AS w SET {wake} FROM p WHERE w.id = p.id AND w.status IN ('pending', 'running', 'waiting')
+UPDATE onward.workflows AS w SET {wake} FROM p WHERE w.id = ANY (ARRAY[p.id]) AND w.status IN ('pending', 'running', 'waiting')
 
 -- name: fragment_cleared
 worker = NULL, next_run_at = NULL, waiting_for = NULL, awaited = NULL, wake_floor = NULL, divergences = 0, diverged_by = NULL,
@@ -40,7 +40,7 @@ WITH r AS MATERIALIZED (
 ), ended AS (
     UPDATE onward.workflows AS w SET
         status = r.status, result = r.result::json, error = r.error::json, attempts = w.attempts + r.spends::integer, {cleared}
-    FROM r WHERE w.id = r.id AND w.worker = r.worker AND w.epoch = r.epoch
+    FROM r WHERE w.id = ANY (ARRAY[r.id]) AND w.worker = r.worker AND w.epoch = r.epoch
     RETURNING w.id, w.parent_id, w.signals, w.status, w.result, w.error, r.n
 ), {tell_ends};
 
@@ -49,7 +49,7 @@ WITH r AS MATERIALIZED (
 x AS MATERIALIZED (
     SELECT i.id FROM json_array_elements_text(:ids) AS i (id)
     UNION
-    SELECT c.id FROM json_array_elements_text(:parents) AS i (id) JOIN onward.workflows AS c ON c.parent_id = i.id
+    SELECT c.id FROM json_array_elements_text(:parents) AS i (id) JOIN onward.workflows AS c ON c.parent_id = ANY (ARRAY[i.id])
     ORDER BY 1
 )
 
@@ -57,7 +57,7 @@ x AS MATERIALIZED (
 -- Those that never ran end at once.
 WITH {cancelled}, ended AS (
     UPDATE onward.workflows AS w SET status = 'cancelled', result = NULL, error = :error::json, {cleared}
-    FROM x WHERE w.id = x.id AND w.epoch = 0 AND w.status IN ('pending', 'waiting')
+    FROM x WHERE w.id = ANY (ARRAY[x.id]) AND w.epoch = 0 AND w.status IN ('pending', 'waiting')
     RETURNING w.id, w.parent_id, w.signals, w.status, w.result, w.error, 0 AS n
 ), {tell_ends};
 
@@ -65,18 +65,18 @@ WITH {cancelled}, ended AS (
 -- The others are asked, once.
 WITH {cancelled}, mailed AS (
     INSERT INTO onward.mailbox (workflow_id, kind, created_at)
-    SELECT w.id, 'cancel', {now} FROM x JOIN onward.workflows AS w ON w.id = x.id
+    SELECT w.id, 'cancel', {now} FROM x JOIN onward.workflows AS w ON w.id = ANY (ARRAY[x.id])
     WHERE w.epoch > 0 AND w.cancel_requested_at IS NULL AND w.status IN ('pending', 'running', 'waiting')
     RETURNING workflow_id
 ), p AS (
     SELECT m.workflow_id AS id, 1 AS signals, 0 AS ends, false AS urgent, true AS forced FROM mailed AS m
 )
-UPDATE onward.workflows AS w SET {wake}, cancel_requested_at = {now} FROM p WHERE w.id = p.id;
+UPDATE onward.workflows AS w SET {wake}, cancel_requested_at = {now} FROM p WHERE w.id = ANY (ARRAY[p.id]);
 
 -- name: fail_crashed
 -- Running rows whose worker has died once too often under them; the caller has counted the crash.
 WITH ended AS (
     UPDATE onward.workflows AS w SET status = 'failed', result = NULL, error = :error::json, {cleared}
-    FROM json_array_elements_text(:ids) AS i (id) WHERE w.id = i.id AND w.status = 'running'
+    FROM json_array_elements_text(:ids) AS i (id) WHERE w.id = ANY (ARRAY[i.id]) AND w.status = 'running'
     RETURNING w.id, w.parent_id, w.signals, w.status, w.result, w.error, 0 AS n
 ), {tell_ends};

@@ -1,27 +1,31 @@
 -- Writes of executions: locks, entries, row updates. Each is one statement for a whole batch, fed with one JSON parameter and
 -- ordered by id; rows of `workflows` and `journal` are found by their primary keys. All rows that a batch writes are locked by
 -- its first statement, own ones and those to be woken alike, in order of id; the later ones therefore meet no lock.
+-- Joins say `w.id = ANY (ARRAY[f.id])` where they mean `w.id = f.id`: with the latter the planner may, on a table that it takes
+-- for small, walk all of an index in its order and look into the batch for each row; with the former it can only go from the
+-- batch to the index.
 
 -- name: fragment_wanted
 -- f [id, worker, epoch, ends, takes]: an execution's fence, or with a null worker the target of a signal, cancel, retry or
 -- watch. Ends: it may end, so its parent and waiters are wanted too; takes: and its children with theirs.
 f AS MATERIALIZED (
     SELECT * FROM json_to_recordset(:fences) AS f (id text, worker text, epoch integer, ends boolean, takes boolean)
+), taken AS MATERIALIZED (
+    SELECT f.id AS owner, c.id FROM f JOIN onward.workflows AS c ON c.parent_id = ANY (ARRAY[f.id]) WHERE f.takes
+), readers AS MATERIALIZED (
+    SELECT f.id AS owner, w.parent_id AS id FROM f JOIN onward.workflows AS w ON w.id = ANY (ARRAY[f.id]) WHERE f.ends
+    UNION ALL
+    SELECT f.id, t.waiter FROM f JOIN onward.waiters AS t ON t.target = ANY (ARRAY[f.id]) WHERE f.ends
+    UNION ALL
+    SELECT c.owner, t.waiter FROM taken AS c JOIN onward.waiters AS t ON t.target = ANY (ARRAY[c.id])
 ), wants AS MATERIALIZED (
     SELECT f.id AS owner, f.id, f.worker, f.epoch FROM f WHERE f.worker IS NOT NULL
     UNION ALL
-    SELECT f.id, w.id, NULL, NULL FROM f JOIN onward.workflows AS w ON w.id = f.id WHERE f.worker IS NULL
+    SELECT f.id, w.id, NULL, NULL FROM f JOIN onward.workflows AS w ON w.id = ANY (ARRAY[f.id]) WHERE f.worker IS NULL
     UNION ALL
-    SELECT f.id, p.id, NULL, NULL FROM f JOIN onward.workflows AS w ON w.id = f.id
-    JOIN onward.workflows AS p ON p.id = w.parent_id WHERE f.ends
+    SELECT r.owner, w.id, NULL, NULL FROM readers AS r JOIN onward.workflows AS w ON w.id = ANY (ARRAY[r.id])
     UNION ALL
-    SELECT f.id, p.id, NULL, NULL FROM f JOIN onward.waiters AS t ON t.target = f.id
-    JOIN onward.workflows AS p ON p.id = t.waiter WHERE f.ends
-    UNION ALL
-    SELECT f.id, c.id, NULL, NULL FROM f JOIN onward.workflows AS c ON c.parent_id = f.id WHERE f.takes
-    UNION ALL
-    SELECT f.id, p.id, NULL, NULL FROM f JOIN onward.workflows AS c ON c.parent_id = f.id
-    JOIN onward.waiters AS t ON t.target = c.id JOIN onward.workflows AS p ON p.id = t.waiter WHERE f.takes
+    SELECT c.owner, c.id, NULL, NULL FROM taken AS c
 ), wanted AS MATERIALIZED (
     SELECT n.id, max(n.worker) AS worker, max(n.epoch) AS epoch, count(n.worker) AS fences
     FROM wants AS n GROUP BY n.id ORDER BY n.id
@@ -32,7 +36,7 @@ f AS MATERIALIZED (
 -- server's clock.
 WITH {wanted}, locked AS MATERIALIZED (
     SELECT n.fences, n.worker = w.worker AND n.epoch = w.epoch AS is_held
-    FROM wanted AS n JOIN onward.workflows AS w ON w.id = n.id ORDER BY w.id FOR UPDATE OF w SKIP LOCKED
+    FROM wanted AS n JOIN onward.workflows AS w ON w.id = ANY (ARRAY[n.id]) ORDER BY w.id FOR UPDATE OF w SKIP LOCKED
 )
 SELECT CASE WHEN (SELECT count(*) FROM locked WHERE fences = 0 OR (fences = 1 AND is_held)) = (SELECT count(*) FROM wanted)
             THEN onward.us({now}) ELSE onward.refuse() END;
@@ -43,7 +47,7 @@ WITH f AS MATERIALIZED (
     SELECT * FROM json_to_recordset(:fences) AS f (id text, worker text, epoch integer)
 ), locked AS MATERIALIZED (
     SELECT f.worker = w.worker AND f.epoch = w.epoch AS is_held
-    FROM f JOIN onward.workflows AS w ON w.id = f.id ORDER BY w.id FOR UPDATE OF w SKIP LOCKED
+    FROM f JOIN onward.workflows AS w ON w.id = ANY (ARRAY[f.id]) ORDER BY w.id FOR UPDATE OF w SKIP LOCKED
 )
 SELECT CASE WHEN (SELECT count(*) FROM locked WHERE is_held) = (SELECT count(*) FROM f)
             THEN onward.us({now}) ELSE onward.refuse() END;
@@ -52,12 +56,12 @@ SELECT CASE WHEN (SELECT count(*) FROM locked WHERE is_held) = (SELECT count(*) 
 -- What could be locked, with what is in it, and who needs what: [[id, worker, epoch]], [[owner, id, is there]].
 WITH {wanted}, locked AS MATERIALIZED (
     SELECT w.id, w.worker, w.epoch
-    FROM wanted AS n JOIN onward.workflows AS w ON w.id = n.id ORDER BY w.id FOR UPDATE OF w SKIP LOCKED
+    FROM wanted AS n JOIN onward.workflows AS w ON w.id = ANY (ARRAY[n.id]) ORDER BY w.id FOR UPDATE OF w SKIP LOCKED
 )
 SELECT json_build_array(
     (SELECT coalesce(json_agg(json_build_array(l.id, l.worker, l.epoch)), '[]') FROM locked AS l),
     (SELECT coalesce(json_agg(json_build_array(
-        n.owner, n.id, n.worker IS NULL OR EXISTS (SELECT 1 FROM onward.workflows AS w WHERE w.id = n.id))), '[]')
+        n.owner, n.id, n.worker IS NULL OR EXISTS (SELECT 1 FROM onward.workflows AS w WHERE w.id = ANY (ARRAY[n.id])))), '[]')
      FROM wants AS n));
 
 -- name: read_entries
@@ -66,7 +70,7 @@ SELECT coalesce(json_agg(json_build_array(
     j.workflow_id, j.seq, j.key, j.kind, onward.us(j.finished_at), j.result::text, j.error::text, j.digest, j.arguments,
     j.tries, onward.us(j.started_at))), '[]')
 FROM json_to_recordset(:entries) AS e (w text, s integer)
-JOIN onward.journal AS j ON j.workflow_id = e.w AND j.seq = e.s;
+JOIN onward.journal AS j ON j.workflow_id = ANY (ARRAY[e.w]) AND j.seq = e.s;
 
 -- name: insert_entries
 INSERT INTO onward.journal
@@ -77,7 +81,7 @@ FROM json_to_recordset(:entries) AS e (
 
 -- name: strike_entries
 UPDATE onward.journal AS j SET struck = true
-FROM json_to_recordset(:rows) AS e (w text, s integer) WHERE j.workflow_id = e.w AND j.seq = e.s;
+FROM json_to_recordset(:rows) AS e (w text, s integer) WHERE j.workflow_id = ANY (ARRAY[e.w]) AND j.seq = e.s;
 
 -- name: note_progress
 -- A row whose counters are 0 already is not written for their sake.
@@ -90,7 +94,7 @@ UPDATE onward.workflows AS w SET
     diverged_by = CASE WHEN p.resets THEN NULL ELSE w.diverged_by END,
     updated_at = {now}
 FROM json_to_recordset(:rows) AS p (id text, worker text, epoch integer, step text, progress text, resets boolean)
-WHERE w.id = p.id AND w.worker = p.worker AND w.epoch = p.epoch
+WHERE w.id = ANY (ARRAY[p.id]) AND w.worker = p.worker AND w.epoch = p.epoch
   AND (p.progress IS NOT NULL OR p.step IS NOT NULL OR w.attempts > 0 OR w.crashes > 0 OR w.divergences > 0);
 
 -- name: park_rows
@@ -104,7 +108,7 @@ UPDATE onward.workflows AS w SET
 FROM json_to_recordset(:rows) AS p (
     id text, worker text, epoch integer, seen integer, next_run_at bigint, is_waiting boolean, waiting_for text,
     awaited integer, wake_floor bigint)
-WHERE w.id = p.id AND w.worker = p.worker AND w.epoch = p.epoch;
+WHERE w.id = ANY (ARRAY[p.id]) AND w.worker = p.worker AND w.epoch = p.epoch;
 
 -- name: fail_attempts
 -- A cancel that came since does not wait for the back-off (index mailbox_unread).
@@ -115,7 +119,7 @@ UPDATE onward.workflows AS w SET
     ) THEN 0 ELSE p.backoff END * interval '1 microsecond',
     divergences = 0, diverged_by = NULL, updated_at = {now}
 FROM json_to_recordset(:rows) AS p (id text, worker text, epoch integer, error text, backoff bigint)
-WHERE w.id = p.id AND w.worker = p.worker AND w.epoch = p.epoch;
+WHERE w.id = ANY (ARRAY[p.id]) AND w.worker = p.worker AND w.epoch = p.epoch;
 
 -- name: release_rows
 -- The code versions that diverged are kept, each with the end of its back-off, until the history is accepted.
@@ -128,7 +132,7 @@ UPDATE onward.workflows AS w SET
         ELSE coalesce(w.diverged_by, '{}') || jsonb_build_object(p.diverged_by, onward.us({now}) + p.delay) END,
     updated_at = {now}
 FROM json_to_recordset(:rows) AS p (id text, worker text, epoch integer, delay bigint, error text, diverged_by text)
-WHERE w.id = p.id AND w.worker = p.worker AND w.epoch = p.epoch;
+WHERE w.id = ANY (ARRAY[p.id]) AND w.worker = p.worker AND w.epoch = p.epoch;
 
 -- name: upsert_retries
 -- The last one given counts where a key comes twice.
@@ -141,11 +145,11 @@ ON CONFLICT (workflow_id, key) DO UPDATE SET tries = excluded.tries, next_at = e
 
 -- name: delete_retries
 DELETE FROM onward.step_retries AS r
-USING json_to_recordset(:rows) AS p (w text, k text) WHERE r.workflow_id = p.w AND r.key = p.k;
+USING json_to_recordset(:rows) AS p (w text, k text) WHERE r.workflow_id = ANY (ARRAY[p.w]) AND r.key = p.k;
 
 -- name: delete_retries_of
 DELETE FROM onward.step_retries AS r
-USING json_array_elements_text(:ids) AS i (id) WHERE r.workflow_id = i.id;
+USING json_array_elements_text(:ids) AS i (id) WHERE r.workflow_id = ANY (ARRAY[i.id]);
 
 -- name: is_held
 -- Before a transactional step's body is run.
@@ -153,7 +157,7 @@ SELECT 1 FROM onward.workflows AS w WHERE w.id = :id AND w.worker = :worker AND 
 
 -- name: is_same_step
 -- At its end: a body that has ended the transaction and begun another has lost the mark.
-SELECT CASE WHEN current_setting('onward.step', true) = :token THEN 0 ELSE onward.refuse() END;
+SELECT current_setting('onward_step.mark', true) = :token;
 
 -- name: lock_step_or_refuse
 -- The fence of a transactional step; waits, for nothing but this one step depends on it.
@@ -161,7 +165,7 @@ WITH f AS MATERIALIZED (
     SELECT * FROM json_to_recordset(:fences) AS f (id text, worker text, epoch integer)
 ), locked AS MATERIALIZED (
     SELECT f.worker = w.worker AND f.epoch = w.epoch AS is_held
-    FROM f JOIN onward.workflows AS w ON w.id = f.id ORDER BY w.id FOR UPDATE OF w
+    FROM f JOIN onward.workflows AS w ON w.id = ANY (ARRAY[f.id]) ORDER BY w.id FOR UPDATE OF w
 )
 SELECT CASE WHEN (SELECT count(*) FROM locked WHERE is_held) = (SELECT count(*) FROM f)
             THEN onward.us({now}) ELSE onward.refuse() END;

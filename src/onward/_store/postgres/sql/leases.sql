@@ -73,11 +73,11 @@ WITH RECURSIVE k (worker) AS (
 ), released AS (
     UPDATE onward.workflows AS w SET
         status = 'pending', worker = NULL, epoch = w.epoch + 1, crashes = w.crashes + 1, next_run_at = {now}, updated_at = {now}
-    FROM found AS f WHERE w.id = f.id AND w.status = 'running' AND f.crashes + 1 < :limit
+    FROM found AS f WHERE w.id = ANY (ARRAY[f.id]) AND w.status = 'running' AND f.crashes + 1 < :limit
     RETURNING w.id
 ), counted AS (
     UPDATE onward.workflows AS w SET crashes = w.crashes + 1, epoch = w.epoch + 1
-    FROM found AS f WHERE w.id = f.id AND w.status = 'running' AND f.crashes + 1 >= :limit
+    FROM found AS f WHERE w.id = ANY (ARRAY[f.id]) AND w.status = 'running' AND f.crashes + 1 >= :limit
     RETURNING w.id
 )
 SELECT json_build_array(
@@ -86,7 +86,7 @@ SELECT json_build_array(
 -- name: lock_readers
 -- Parents and waiters of workflows that end, before they are told.
 SELECT p.id FROM (
-    SELECT w.parent_id AS id FROM json_array_elements_text(:ids) AS i (id) JOIN onward.workflows AS w ON w.id = i.id
+    SELECT w.parent_id AS id FROM json_array_elements_text(:ids) AS i (id) JOIN onward.workflows AS w ON w.id = ANY (ARRAY[i.id])
     UNION
-    SELECT t.waiter FROM json_array_elements_text(:ids) AS i (id) JOIN onward.waiters AS t ON t.target = i.id
-) AS r JOIN onward.workflows AS p ON p.id = r.id ORDER BY p.id FOR UPDATE OF p;
+    SELECT t.waiter FROM json_array_elements_text(:ids) AS i (id) JOIN onward.waiters AS t ON t.target = ANY (ARRAY[i.id])
+) AS r JOIN onward.workflows AS p ON p.id = ANY (ARRAY[r.id]) ORDER BY p.id FOR UPDATE OF p;

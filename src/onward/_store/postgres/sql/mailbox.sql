@@ -21,7 +21,7 @@ updated_at = {now}
 -- name: mark_read
 -- The row stays until the workflow ends, for its token.
 UPDATE onward.mailbox AS m SET is_read = true, payload = NULL, error = NULL
-FROM json_to_recordset(:rows) AS r (w text, i bigint) WHERE m.id = r.i AND m.workflow_id = r.w;
+FROM json_to_recordset(:rows) AS r (w text, i bigint) WHERE m.id = ANY (ARRAY[r.i]) AND m.workflow_id = ANY (ARRAY[r.w]);
 
 -- name: deliver_signals
 -- In order; a token that is known was delivered before, a workflow that has ended gets none.
@@ -29,19 +29,19 @@ WITH mailed AS (
     INSERT INTO onward.mailbox (workflow_id, kind, name, payload, token, created_at)
     SELECT r.id, 'signal', r.name, r.payload::json, r.token, {now}
     FROM json_to_recordset(:rows) AS r (id text, name text, payload text, token text)
-    JOIN onward.workflows AS w ON w.id = r.id WHERE w.status IN ('pending', 'running', 'waiting')
+    JOIN onward.workflows AS w ON w.id = ANY (ARRAY[r.id]) WHERE w.status IN ('pending', 'running', 'waiting')
     ON CONFLICT (workflow_id, token) DO NOTHING
     RETURNING workflow_id
 ), p AS (
     SELECT m.workflow_id AS id, count(*)::integer AS signals, 0 AS ends, true AS urgent, false AS forced
     FROM mailed AS m GROUP BY m.workflow_id
 )
-UPDATE onward.workflows AS w SET {wake} FROM p WHERE w.id = p.id;
+UPDATE onward.workflows AS w SET {wake} FROM p WHERE w.id = ANY (ARRAY[p.id]);
 
 -- name: look_at_targets
 -- [id, status, epoch]
 SELECT coalesce(json_agg(json_build_array(w.id, w.status, w.epoch)), '[]')
-FROM json_array_elements_text(:ids) AS i (id) JOIN onward.workflows AS w ON w.id = i.id;
+FROM json_array_elements_text(:ids) AS i (id) JOIN onward.workflows AS w ON w.id = ANY (ARRAY[i.id]);
 
 -- name: read_mail
 -- [id, last mail id known] → [id, epoch, signals, newer mail]; one statement, so one snapshot.
@@ -49,7 +49,7 @@ SELECT coalesce(json_agg(json_build_array(w.id, w.epoch, w.signals, (
     SELECT coalesce(json_agg(json_build_array(
         m.id, m.kind, onward.us(m.created_at), m.name, m.payload::text, m.error::text) ORDER BY m.id), '[]')
     FROM onward.mailbox AS m WHERE m.workflow_id = w.id AND NOT m.is_read AND m.id > (i.value ->> 1)::bigint))), '[]')
-FROM json_array_elements(:wanted) AS i (value) JOIN onward.workflows AS w ON w.id = i.value ->> 0;
+FROM json_array_elements(:wanted) AS i (value) JOIN onward.workflows AS w ON w.id = ANY (ARRAY[i.value ->> 0]);
 
 -- name: read_signals
 -- By the index of held rows.
@@ -61,7 +61,7 @@ WHERE w.status = 'running' AND w.worker = :worker;
 UPDATE onward.workflows AS w SET
     status = 'pending', next_run_at = {now}, attempts = 0, crashes = 0, result = NULL, error = NULL, finished_at = NULL,
     cancel_requested_at = NULL, deadline = NULL, updated_at = {now}
-FROM json_array_elements_text(:ids) AS i (id) WHERE w.id = i.id AND w.status IN ('failed', 'cancelled');
+FROM json_array_elements_text(:ids) AS i (id) WHERE w.id = ANY (ARRAY[i.id]) AND w.status IN ('failed', 'cancelled');
 
 -- name: strike_from
 -- What is no longer wanted of the history: from the entry that made the failure certain, else from the cancellation.
@@ -72,15 +72,15 @@ FROM (
         CASE WHEN w.status = 'cancelled' OR (w.error ->> 'timed_out')::boolean THEN (
             SELECT min(e.seq) FROM onward.journal AS e
             WHERE e.workflow_id = w.id AND NOT e.struck AND e.kind IN ('cancel', 'timeout')) END) AS first
-    FROM json_array_elements_text(:ids) AS i (id) JOIN onward.workflows AS w ON w.id = i.id
+    FROM json_array_elements_text(:ids) AS i (id) JOIN onward.workflows AS w ON w.id = ANY (ARRAY[i.id])
     WHERE w.status IN ('failed', 'cancelled')
 ) AS p
-WHERE j.workflow_id = p.id AND NOT j.struck AND j.seq >= p.first;
+WHERE j.workflow_id = ANY (ARRAY[p.id]) AND NOT j.struck AND j.seq >= p.first;
 
 -- name: hasten_retries
 UPDATE onward.step_retries AS r SET next_at = least(r.next_at, {now})
-FROM json_array_elements_text(:ids) AS i (id) JOIN onward.workflows AS w ON w.id = i.id
-WHERE r.workflow_id = w.id AND w.status IN ('pending', 'waiting');
+FROM json_array_elements_text(:ids) AS i (id) JOIN onward.workflows AS w ON w.id = ANY (ARRAY[i.id])
+WHERE r.workflow_id = ANY (ARRAY[w.id]) AND w.status IN ('pending', 'waiting');
 
 -- name: hasten_rows
 -- An operator's retry of what is not running: it runs now, also where this code could not replay it.
@@ -90,4 +90,4 @@ WITH p AS MATERIALIZED (
 )
 UPDATE onward.workflows AS w SET {wake}, diverged_by = (
     SELECT jsonb_object_agg(d.key, least(d.value::bigint, onward.us({now}))) FROM jsonb_each_text(w.diverged_by) AS d)
-FROM p WHERE w.id = p.id AND w.status IN ('pending', 'waiting');
+FROM p WHERE w.id = ANY (ARRAY[p.id]) AND w.status IN ('pending', 'waiting');

@@ -9,7 +9,7 @@ SELECT (SELECT w.seed FROM onward.workflows AS w WHERE w.id = :id);
 
 -- name: list_final
 SELECT coalesce(json_agg(r), '[]') FROM (
-    SELECT {workflow} FROM json_array_elements_text(:ids) AS i (id) JOIN onward.workflows AS w ON w.id = i.id
+    SELECT {workflow} FROM json_array_elements_text(:ids) AS i (id) JOIN onward.workflows AS w ON w.id = ANY (ARRAY[i.id])
     WHERE w.status IN ('completed', 'failed', 'cancelled')) AS r;
 
 -- name: fragment_page

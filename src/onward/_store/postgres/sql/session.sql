@@ -11,6 +11,7 @@ COMMIT;
 -- Once a connection; not in poll-only mode. A commit that was answered must be durable whatever the role's default is.
 SELECT set_config('enable_seqscan', 'off', false), set_config('enable_hashjoin', 'off', false),
        set_config('enable_mergejoin', 'off', false), set_config('enable_bitmapscan', 'off', false),
+       set_config('enable_indexonlyscan', 'off', false),
        set_config('jit', 'off', false), set_config('plan_cache_mode', 'force_generic_plan', false),
        set_config('default_transaction_isolation', 'read committed', false), set_config('lock_timeout', '250ms', false),
        set_config('idle_in_transaction_session_timeout', '10s', false), set_config('statement_timeout', '0', false),
@@ -21,6 +22,7 @@ SELECT set_config('enable_seqscan', 'off', false), set_config('enable_hashjoin',
 -- At the head of each transaction in poll-only mode, where nothing may outlive it.
 SELECT set_config('enable_seqscan', 'off', true), set_config('enable_hashjoin', 'off', true),
        set_config('enable_mergejoin', 'off', true), set_config('enable_bitmapscan', 'off', true),
+       set_config('enable_indexonlyscan', 'off', true),
        set_config('jit', 'off', true), set_config('plan_cache_mode', 'force_generic_plan', true),
        set_config('lock_timeout', '250ms', true), set_config('idle_in_transaction_session_timeout', '10s', true),
        set_config('synchronous_commit', CASE current_setting('synchronous_commit') WHEN 'off' THEN 'on'

@@ -15,24 +15,29 @@ FROM json_to_recordset(:rows) AS n (
 ON CONFLICT (id) DO NOTHING;
 
 -- name: find_starts
--- [id, type, digest, seed, parent, status], by a statement begun after the insert.
-SELECT coalesce(json_agg(json_build_array(w.id, w.type, w.digest, w.seed, w.parent_id, w.status)), '[]')
-FROM json_array_elements_text(:ids) AS i (id) JOIN onward.workflows AS w ON w.id = i.id;
+-- [id, type, digest, seed, parent, status, arguments], by a statement begun after the insert. The arguments of those that SQL has
+-- started only (`onward.start`), whose digest says nothing here.
+SELECT coalesce(json_agg(json_build_array(w.id, w.type, w.digest, w.seed, w.parent_id, w.status,
+    CASE WHEN w.digest LIKE 'sql:%' THEN w.payload::text END)), '[]')
+FROM json_array_elements_text(:ids) AS i (id) JOIN onward.workflows AS w ON w.id = ANY (ARRAY[i.id]);
 
 -- name: lock_targets
 -- A workflow to be watched is locked before anyone looks whether it has ended: also the one that came between the first lock and
 -- the insert.
 SELECT w.id FROM json_to_recordset(:rows) AS r (target text, waiter text)
-JOIN onward.workflows AS w ON w.id = r.target ORDER BY w.id FOR UPDATE OF w;
+JOIN onward.workflows AS w ON w.id = ANY (ARRAY[r.target]) ORDER BY w.id FOR UPDATE OF w;
+
+-- name: fragment_same_call
+w.type = r.type AND (w.digest = r.digest OR (w.digest LIKE 'sql:%' AND onward.same_arguments(w.payload, r.payload::json)))
 
 -- name: insert_waiters
 -- [target, waiter, type, digest]: those that are no children of the waiter and have not ended.
 INSERT INTO onward.waiters (target, waiter, created_at)
 SELECT DISTINCT r.target, r.waiter, {now}
-FROM json_to_recordset(:rows) AS r (target text, waiter text, type text, digest text)
-JOIN onward.workflows AS w ON w.id = r.target
+FROM json_to_recordset(:rows) AS r (target text, waiter text, type text, digest text, payload text)
+JOIN onward.workflows AS w ON w.id = ANY (ARRAY[r.target])
 WHERE w.status IN ('pending', 'running', 'waiting') AND w.parent_id IS DISTINCT FROM r.waiter
-  AND w.type = r.type AND w.digest = r.digest
+  AND {same_call}
 ON CONFLICT DO NOTHING;
 
 -- name: deliver_known_ends
@@ -40,15 +45,15 @@ ON CONFLICT DO NOTHING;
 WITH mailed AS (
     INSERT INTO onward.mailbox (workflow_id, kind, name, payload, error, created_at)
     SELECT DISTINCT ON (r.waiter, w.id) r.waiter, 'child', w.id, w.result::text::json, w.error, {now}
-    FROM json_to_recordset(:rows) AS r (target text, waiter text, type text, digest text)
-    JOIN onward.workflows AS w ON w.id = r.target
-    WHERE w.status IN ('completed', 'failed', 'cancelled') AND w.type = r.type AND w.digest = r.digest
-      AND EXISTS (SELECT 1 FROM onward.workflows AS p WHERE p.id = r.waiter AND p.status IN ('pending', 'running', 'waiting'))
+    FROM json_to_recordset(:rows) AS r (target text, waiter text, type text, digest text, payload text)
+    JOIN onward.workflows AS w ON w.id = ANY (ARRAY[r.target])
+    WHERE w.status IN ('completed', 'failed', 'cancelled') AND {same_call}
+      AND EXISTS (SELECT 1 FROM onward.workflows AS p WHERE p.id = ANY (ARRAY[r.waiter]) AND p.status IN ('pending', 'running', 'waiting'))
       AND NOT EXISTS (SELECT 1 FROM onward.mailbox AS m
-                      WHERE m.workflow_id = r.waiter AND NOT m.is_read AND m.kind = 'child' AND m.name = w.id)
+                      WHERE m.workflow_id = ANY (ARRAY[r.waiter]) AND NOT m.is_read AND m.kind = 'child' AND m.name = w.id)
     RETURNING workflow_id
 ), p AS (
     SELECT m.workflow_id AS id, count(*)::integer AS signals, count(*)::integer AS ends, true AS urgent, false AS forced
     FROM mailed AS m GROUP BY m.workflow_id
 )
-UPDATE onward.workflows AS w SET {wake} FROM p WHERE w.id = p.id;
+UPDATE onward.workflows AS w SET {wake} FROM p WHERE w.id = ANY (ARRAY[p.id]);

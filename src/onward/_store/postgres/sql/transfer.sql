@@ -46,6 +46,9 @@ SELECT set_config('lock_timeout', '2s', true);
 -- First, and against row locks as well: every writer begins with this table, so that none is caught in the middle.
 LOCK TABLE onward.workflows IN EXCLUSIVE MODE;
 
+-- name: lock_outbox
+LOCK TABLE onward.outbox IN SHARE ROW EXCLUSIVE MODE NOWAIT;
+
 -- name: lock_others
 LOCK TABLE onward.journal, onward.mailbox, onward.waiters, onward.step_retries, onward.workers IN SHARE ROW EXCLUSIVE MODE;
 
@@ -88,7 +91,7 @@ UPDATE onward.moving SET ended_at = coalesce(ended_at, {now}) WHERE role = 'sour
 DELETE FROM onward.moving WHERE role = 'target' AND copy_id = :copy_id AND ended_at IS NULL RETURNING 1;
 
 -- name: forget_source
-DELETE FROM onward.moving WHERE role = 'source' AND copy_id = :copy_id AND ended_at IS NULL RETURNING 1;
+DELETE FROM onward.moving WHERE role = 'source' AND copy_id = :copy_id;
 
 -- name: empty_tables
 TRUNCATE onward.workflows, onward.journal, onward.mailbox, onward.waiters, onward.step_retries;
@@ -97,7 +100,7 @@ TRUNCATE onward.workflows, onward.journal, onward.mailbox, onward.waiters, onwar
 SELECT setval(pg_get_serial_sequence('onward.mailbox', 'id')::regclass, greatest(
     :id::bigint, coalesce(pg_sequence_last_value(pg_get_serial_sequence('onward.mailbox', 'id')::regclass), 0), 1));
 
--- name: read_workflows
+-- name: export_workflows
 -- By the primary key.
 SELECT
     id, type, queue, priority, status, (extract(epoch FROM next_run_at) * 1000000)::bigint, epoch, signals, run,
@@ -110,7 +113,7 @@ SELECT
     progress::text, result::text, error::text, payload::text
 FROM onward.workflows WHERE id > :key_one ORDER BY id LIMIT :limit::integer;
 
--- name: write_workflows
+-- name: import_workflows
 INSERT INTO onward.workflows (
     id, type, queue, priority, status, next_run_at, epoch, signals, run, attempts, crashes, max_attempts, awaited,
     wake_floor, divergences, diverged_by, partition, parent_id, version, code_version, created_at, started_at,
@@ -130,14 +133,14 @@ FROM json_to_recordset(:rows) AS r (
     cancel_requested_at bigint, digest text, seed text, step text, waiting_for text, tags text, progress text,
     result text, error text, payload text);
 
--- name: read_journal
+-- name: export_journal
 -- By the primary key.
 SELECT
     workflow_id, seq, key, kind, struck, tries, (extract(epoch FROM started_at) * 1000000)::bigint,
     (extract(epoch FROM finished_at) * 1000000)::bigint, digest, arguments, result::text, error::text
 FROM onward.journal WHERE (workflow_id, seq) > (:key_one, :key_two::integer) ORDER BY workflow_id, seq LIMIT :limit::integer;
 
--- name: write_journal
+-- name: import_journal
 INSERT INTO onward.journal (
     workflow_id, seq, key, kind, struck, tries, started_at, finished_at, digest, arguments, result, error)
 SELECT
@@ -147,14 +150,14 @@ FROM json_to_recordset(:rows) AS r (
     workflow_id text, seq integer, key text, kind text, struck boolean, tries integer, started_at bigint,
     finished_at bigint, digest text, arguments text, result text, error text);
 
--- name: read_mailbox
+-- name: export_mailbox
 -- By the primary key.
 SELECT
     id, workflow_id, kind, (extract(epoch FROM created_at) * 1000000)::bigint, name, token, is_read, payload::text,
     error::text
 FROM onward.mailbox WHERE id > :key_one::bigint ORDER BY id LIMIT :limit::integer;
 
--- name: write_mailbox
+-- name: import_mailbox
 INSERT INTO onward.mailbox (
     id, workflow_id, kind, created_at, name, token, is_read, payload, error)
 SELECT
@@ -163,13 +166,13 @@ FROM json_to_recordset(:rows) AS r (
     id bigint, workflow_id text, kind text, created_at bigint, name text, token text, is_read boolean, payload text,
     error text);
 
--- name: read_waiters
+-- name: export_waiters
 -- By the primary key.
 SELECT
     target, waiter, (extract(epoch FROM created_at) * 1000000)::bigint
 FROM onward.waiters WHERE (target, waiter) > (:key_one, :key_two) ORDER BY target, waiter LIMIT :limit::integer;
 
--- name: write_waiters
+-- name: import_waiters
 INSERT INTO onward.waiters (
     target, waiter, created_at)
 SELECT
@@ -177,13 +180,13 @@ SELECT
 FROM json_to_recordset(:rows) AS r (
     target text, waiter text, created_at bigint);
 
--- name: read_step_retries
+-- name: export_step_retries
 -- By the primary key.
 SELECT
     workflow_id, key, tries, (extract(epoch FROM next_at) * 1000000)::bigint, error::text
 FROM onward.step_retries WHERE (workflow_id, key) > (:key_one, :key_two) ORDER BY workflow_id, key LIMIT :limit::integer;
 
--- name: write_step_retries
+-- name: import_step_retries
 INSERT INTO onward.step_retries (
     workflow_id, key, tries, next_at, error)
 SELECT

@@ -75,7 +75,7 @@ UPDATE onward_moving SET ended_at = coalesce(ended_at, :now) WHERE role = 'sourc
 DELETE FROM onward_moving WHERE role = 'target' AND copy_id = :copy_id AND ended_at IS NULL;
 
 -- name: forget_source
-DELETE FROM onward_moving WHERE role = 'source' AND copy_id = :copy_id AND ended_at IS NULL;
+DELETE FROM onward_moving WHERE role = 'source' AND copy_id = :copy_id;
 
 -- name: raise_mail_ids
 UPDATE sqlite_sequence SET seq = max(seq, :id) WHERE name = 'onward_mailbox';
@@ -83,7 +83,7 @@ UPDATE sqlite_sequence SET seq = max(seq, :id) WHERE name = 'onward_mailbox';
 -- name: begin_mail_ids
 INSERT INTO sqlite_sequence (name, seq) VALUES ('onward_mailbox', :id);
 
--- name: read_workflows
+-- name: export_workflows
 -- By the primary key.
 SELECT
     id, type, queue, priority, status, next_run_at, epoch, signals, run, attempts, crashes, max_attempts, awaited,
@@ -92,7 +92,7 @@ SELECT
     progress, result, error, payload
 FROM onward_workflows WHERE id > :key_one ORDER BY id LIMIT :limit;
 
--- name: write_workflows
+-- name: import_workflows
 INSERT INTO onward_workflows (
     id, type, queue, priority, status, next_run_at, epoch, signals, run, attempts, crashes, max_attempts, awaited,
     wake_floor, divergences, diverged_by, partition, parent_id, version, code_version, created_at, started_at,
@@ -101,50 +101,65 @@ INSERT INTO onward_workflows (
 VALUES (
     ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?);
 
--- name: read_journal
+-- name: export_journal
 -- By the primary key.
 SELECT
     workflow_id, seq, key, kind, struck, tries, started_at, finished_at, digest, arguments, result, error
 FROM onward_journal WHERE (workflow_id, seq) > (:key_one, :key_two) ORDER BY workflow_id, seq LIMIT :limit;
 
--- name: write_journal
+-- name: import_journal
 INSERT INTO onward_journal (
     workflow_id, seq, key, kind, struck, tries, started_at, finished_at, digest, arguments, result, error)
 VALUES (
     ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?);
 
--- name: read_mailbox
+-- name: export_mailbox
 -- By the primary key.
 SELECT
     id, workflow_id, kind, created_at, name, token, is_read, payload, error
 FROM onward_mailbox WHERE id > :key_one ORDER BY id LIMIT :limit;
 
--- name: write_mailbox
+-- name: import_mailbox
 INSERT INTO onward_mailbox (
     id, workflow_id, kind, created_at, name, token, is_read, payload, error)
 VALUES (
     ?, ?, ?, ?, ?, ?, ?, ?, ?);
 
--- name: read_waiters
+-- name: export_waiters
 -- By the primary key.
 SELECT
     target, waiter, created_at
 FROM onward_waiters WHERE (target, waiter) > (:key_one, :key_two) ORDER BY target, waiter LIMIT :limit;
 
--- name: write_waiters
+-- name: import_waiters
 INSERT INTO onward_waiters (
     target, waiter, created_at)
 VALUES (
     ?, ?, ?);
 
--- name: read_step_retries
+-- name: export_step_retries
 -- By the primary key.
 SELECT
     workflow_id, key, tries, next_at, error
 FROM onward_step_retries WHERE (workflow_id, key) > (:key_one, :key_two) ORDER BY workflow_id, key LIMIT :limit;
 
--- name: write_step_retries
+-- name: import_step_retries
 INSERT INTO onward_step_retries (
     workflow_id, key, tries, next_at, error)
 VALUES (
     ?, ?, ?, ?, ?);
+
+-- name: empty_workflows
+DELETE FROM onward_workflows;
+
+-- name: empty_journal
+DELETE FROM onward_journal;
+
+-- name: empty_mailbox
+DELETE FROM onward_mailbox;
+
+-- name: empty_waiters
+DELETE FROM onward_waiters;
+
+-- name: empty_step_retries
+DELETE FROM onward_step_retries;

@@ -1,0 +1,74 @@
+"""A server that crashes, restarts, is replaced by its standby, or takes no writes for a while, under load."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.faults.databases import IS_LONG, PostgresDatabase
+from tests.faults.processes import ForkServers, until
+from tests.postgres.instances import Instance, make_instance, server_directories
+from tests.postgres.loads import Load, PostgresScene, changes_of_state, check_log
+
+pytestmark = pytest.mark.slow
+
+COUNT = 3000 if IS_LONG else 400
+LEASE_S = 60.0
+RESTARTS = 12 if IS_LONG else 4
+
+
+@pytest.fixture
+def base() -> Iterator[Path]:
+    """Where a test's own servers live."""
+    with server_directories() as made:
+        yield made
+
+
+@pytest.fixture
+def instance(base: Path) -> Instance:
+    """A server that a test may crash."""
+    return make_instance(base)
+
+
+@pytest.fixture
+def own_scene(tmp_path: Path, servers: ForkServers, instance: Instance) -> Iterator[PostgresScene]:
+    """A scene on it."""
+    made = PostgresScene(tmp_path / "scene", servers, PostgresDatabase(instance.url()))
+    yield made
+    made.kill_all()
+    made.postgres.disconnect()
+
+
+def test_immediate_restarts_under_load_lose_nothing(own_scene: PostgresScene, instance: Instance) -> None:
+    """Every connection breaks and every advisory lock falls, all the time: no worker is taken for dead, no body runs twice."""
+    load = Load(own_scene, COUNT, spread_s=1.5 * RESTARTS)
+    workers = [own_scene.spawn(lease=LEASE_S) for _ in range(3)]
+    restarts = load.torment(instance.restart_immediately, RESTARTS)
+    load.check()
+    print(f"{restarts} restarts")
+    assert restarts > 1
+    assert own_scene.rows("SELECT sum(is_dead) FROM onward_workers") == [0]
+    for worker in workers:
+        worker.stop()
+        check_log(worker)
+        assert any("WARNING" in word for word in changes_of_state(worker)), "it has noticed"
+
+
+def test_a_failover_to_the_standby_loses_nothing(own_scene: PostgresScene, instance: Instance, base: Path) -> None:
+    """The primary dies; the standby, next in the URL, takes no writes until it is promoted. Workers try until it does."""
+    standby = instance.standby(base / "b")
+    load = Load(own_scene, COUNT, spread_s=2.0)
+    both = own_scene.postgres.url_on(instance.url(standby))
+    workers = [own_scene.spawn(url=both, lease=LEASE_S) for _ in range(2)]
+    until(lambda: load.ended() > COUNT // 4, "some work")
+    instance.crash()
+    own_scene.postgres.move_to(standby.url())
+    for worker in workers:
+        until(lambda: "committer WARNING" in changes_of_state(worker), "a word about writes")  # noqa: B023
+    standby.promote()
+    load.check()
+    for worker in workers:
+        worker.stop()
+        check_log(worker)
