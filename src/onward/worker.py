@@ -40,9 +40,6 @@ log = logging.getLogger("onward.worker")
 
 Lifespan = AbstractAsyncContextManager[Any] | Callable[[], AbstractAsyncContextManager[Any]]
 
-_SEED = 0
-"""With seams, jitter is the same in every run."""
-
 _worker_loops: weakref.WeakSet[asyncio.AbstractEventLoop] = weakref.WeakSet()
 """Loops that run a worker now: a blocking `Client` must not be called on them."""
 
@@ -142,7 +139,7 @@ class Worker:
             checks_replay=checks_replay,
             is_always_parking=_is_always_parking,
             on_error=_on_error,
-            rng=random.Random() if _seams is None else random.Random(_SEED),
+            rng=random.Random() if _seams is None else random.Random(_seams.seed),
             seams=_seams,
         )
         probe = failpoints.hit if _seams is None else _seams.probe

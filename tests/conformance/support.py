@@ -164,7 +164,12 @@ class RolesWorld(PostgresWorld):
         drop_roles(self.schema)
 
 
-WORLDS: dict[str, Callable[[Path], World]] = {"memory": MemoryWorld, "postgres": PostgresWorld, "postgres-roles": RolesWorld, "sqlite": SqliteWorld}
+WORLDS: dict[str, Callable[[Path], World]] = {
+    "memory": MemoryWorld,
+    "postgres": PostgresWorld,
+    "postgres-roles": RolesWorld,
+    "sqlite": SqliteWorld,
+}
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -309,3 +309,27 @@ async def test_a_row_that_the_target_cannot_hold_is_named(world: World, other: W
     position = (await there.look()).target
     assert position is not None
     assert position.position == (0, ("w3",))
+
+
+async def test_the_doctor_tells_of_a_move(world: World) -> None:
+    """Where the workflows are, or that a copy is not complete, and what to do about it; nothing where there is none."""
+    store = await world.open()
+    side = world.side(store)
+
+    async def found() -> list[str]:
+        diagnosis = await store.diagnose()
+        return [f"{one.text}; {one.cure}" for one in diagnosis.findings if one.check == "moved"]
+
+    assert await found() == []
+    await side.mark_target("copy", "sqlite:///before.db")
+    [text] = await found()
+    assert "unfinished copy of sqlite:///before.db" in text
+    await side.open_target("copy", 0)
+    assert await found() == []
+    await side.fence_source("next", "sqlite:///there.db")
+    [text] = await found()
+    assert "not complete" in text
+    assert "--abort" in text
+    await side.note_end("next")
+    [text] = await found()
+    assert text.endswith("moved to sqlite:///there.db; use that URL")

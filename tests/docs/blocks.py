@@ -13,8 +13,8 @@ from dataclasses import dataclass, field, replace
 
 from tools.check_docs import FENCE
 
-INSTRUCTIONS = {"skip", "file", "setup", "raises", "fresh", "output", "background", "kill", "worker"}
-_BARE = {"setup", "fresh", "output", "background", "worker"}
+INSTRUCTIONS = {"skip", "file", "setup", "raises", "fresh", "output", "background", "kill", "worker", "postgres"}
+_BARE = {"setup", "fresh", "output", "background", "worker", "postgres"}
 _COMMENT = re.compile(r"<!--(.*?)-->", re.DOTALL)
 _FILE_NAME = re.compile(r"# ([\w./-]+\.py)\s*")
 

@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.docs.blocks import Block, blocks, commands
+from tests.docs.postgres import OwnDatabase
 from tests.docs.shown import agrees
 from tests.docs.terminal import Terminal, WrongOutput
 
@@ -41,6 +42,7 @@ class Page:
         self._terminal = Terminal(here)
         self._printed: dict[int, list[str]] = {}
         self._said = ""
+        self._database: OwnDatabase | None = None
         self._begin_anew()
 
     def _begin_anew(self) -> None:
@@ -53,6 +55,8 @@ class Page:
         """Stop what the page has started."""
         self._terminal.close()
         self._runner.close()
+        if self._database is not None:
+            self._database.close()
 
     def follow(self, block: Block) -> None:
         """Do what this block says."""
@@ -62,6 +66,8 @@ class Page:
             self._here = self._terminal.here = self._here.parent / f"{self._path.stem}-{block.line}"
             self._here.mkdir()
             os.chdir(self._here)
+        if "postgres" in told:
+            self._database = OwnDatabase()
         if "skip" in told:
             return
         if "output" in told:
@@ -75,6 +81,13 @@ class Page:
             self._execute(block)
         elif block.language == "pycon":
             self._examples(block)
+        elif block.language == "sql" and self._database is not None:
+            line = block.line
+            try:
+                for line in self._database.run(block.line, block.code, self._here):  # noqa: B007  # of the statement under way
+                    pass
+            except Exception as error:
+                raise _Located(line, error) from error
         elif block.language == "console":
             for command in commands(block):
                 with _at(command.line):

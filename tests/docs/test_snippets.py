@@ -101,6 +101,13 @@ $ pip install never-run
 ```python
 client.handle("nobody").result()
 ```
+<!-- snippet: postgres -->
+```sql
+CREATE FUNCTION one() RETURNS integer LANGUAGE sql
+    AS $$ SELECT 1; $$;
+
+SELECT one(), NULL;  -- -> 1 | null
+```
 <!-- snippet: skip, it would never end -->
 ```python
 while True: pass
@@ -145,6 +152,12 @@ def test_a_page_that_is_right_is_followed_to_its_end(tmp_path: Path) -> None:
         ("<!-- snippet: skipp, x -->\n```python\n1\n```", "'snippet: skipp, x'"),
         ("<!-- snippet: skip, x -->\ntext\n```python\n1\n```", "belong right before a code block"),
         ("```pycon\n>>> 1 + 1\n3\n```", "Expected:\n    3\nGot:\n    2"),
+        (
+            "<!-- snippet: postgres -->\n```sql\nBEGIN;\n\nSELECT 1,\n  2;  -- -> 1 | 3\n```",
+            "page.md:5: should give '1 | 3' and gave '1 | 2'",
+        ),
+        ("<!-- snippet: postgres -->\n```sql\nSELECT 1;\nSELECT 1/0;\n```", "page.md:4: DivisionByZero"),
+        ("<!-- snippet: postgres -->\n```sql\nSELECT 1\n```", "does not end with a semicolon"),
     ],
 )
 def test_a_page_that_is_wrong_is_named_with_its_line(text: str, says: str, tmp_path: Path) -> None:

@@ -100,8 +100,20 @@ class Lab:
 
     async def close(self) -> None:
         await self.store.close()
+        self.drop()
+
+    def drop(self) -> None:
+        """Remove what a server would keep."""
         if self.schema is not None:
             drop_schema(self.schema)
+
+    @contextlib.contextmanager
+    def dropped(self) -> Iterator[None]:
+        """For tests that open no store of the lab's own."""
+        try:
+            yield
+        finally:
+            self.drop()
 
     # ------------------------------------------------------------------ workers and clients
 

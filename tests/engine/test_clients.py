@@ -7,6 +7,7 @@ import os
 import threading
 import warnings
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from uuid import UUID
 
 import pytest
@@ -28,7 +29,7 @@ from onward import (
     workflow,
 )
 from tests.engine.flows import echo
-from tests.engine.support import Lab
+from tests.engine.support import MODES, Lab
 
 
 @workflow
@@ -334,8 +335,10 @@ async def test_a_blocking_client_on_a_workers_loop_is_refused_and_allowed_in_a_p
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
-def test_a_forked_child_opens_its_own_connection_and_leaves_the_parents_alone(sqlite_lab: Lab) -> None:
-    with Client(sqlite_lab.url) as client:
+@pytest.mark.parametrize("mode", ["sqlite", "postgres"])
+def test_a_forked_child_opens_its_own_connection_and_leaves_the_parents_alone(mode: str, tmp_path: Path) -> None:
+    lab = Lab(MODES[mode], tmp_path / "onward.db")
+    with lab.dropped(), Client(lab.url) as client:
         handle = client.start(flow.using(id="parent"), 1)
         reading, writing = os.pipe()
         with warnings.catch_warnings():

@@ -81,7 +81,7 @@ async def test_an_async_body_gets_an_async_connection_on_the_workers_loop(lab: L
 
     @workflow
     async def flow() -> list[str]:
-        return await asyncio.gather(load("a"), load("b"))
+        return list(await asyncio.gather(load("a"), load("b")))
 
     async with lab.running(flow) as client:
         handle = await client.start(flow)
@@ -319,7 +319,7 @@ async def test_what_a_body_sets_on_its_connection_ends_with_it(lab: Lab, items: 
     def spoil(conn: AnyConnection) -> None:
         conn.execute("SET search_path = pg_temp")
         conn.execute("SET SESSION CHARACTERISTICS AS TRANSACTION READ ONLY")
-        conn.row_factory = psycopg.rows.dict_row  # type: ignore[assignment]
+        conn.row_factory = psycopg.rows.dict_row
 
     @step(transactional=True)
     def look(conn: AnyConnection) -> str:

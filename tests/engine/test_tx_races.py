@@ -72,6 +72,8 @@ def client(lab: Lab) -> Iterator[Client]:
 def application(lab: Lab, **options: Any) -> Iterator[psycopg.Connection[Any]]:
     """A connection of the application."""
     with contextlib.closing(psycopg.connect(**settings(lab), **options)) as conn:
+        conn.execute("SET lock_timeout = '20s'")  # whoever is blocked where nobody should be, fails
+        conn.commit()
         yield conn
 
 

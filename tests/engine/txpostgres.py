@@ -68,7 +68,7 @@ def psycopg_connection(lab: Lab) -> Iterator[Driver]:
 def psycopg_block(lab: Lab) -> Iterator[Driver]:
     """With `autocommit=True`: transactions by `with connection.transaction():`."""
     with psycopg.connect(**settings(lab), autocommit=True) as tx:
-        blocks: list[psycopg.Transaction] = []
+        blocks: list[AbstractContextManager[psycopg.Transaction]] = []
 
         def begin() -> None:
             blocks.append(tx.transaction())

@@ -15,7 +15,7 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractAsyncContextManager, AbstractContextManager, asynccontextmanager, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import aiosqlite
 import sqlalchemy
@@ -34,6 +34,7 @@ from tests.engine.support import MODES, Lab
 from tests.engine.txdriver import Driver, django_alias, django_driver
 from tests.engine.txpostgres import POSTGRES_ASYNC, POSTGRES_BLOCKING
 
+T = TypeVar("T")
 TABLE = "CREATE TABLE orders (name TEXT)"
 
 
@@ -228,12 +229,19 @@ SQLITE_ASYNC: dict[str, Callable[[Path], AbstractAsyncContextManager[Driver]]] =
     "async-session": async_session,
     "async-scoped-session": an_async_scoped_session,
 }
+
+
+def on_file(make: Callable[[Path], T]) -> Callable[[Lab], T]:
+    """The same for a lab's file."""
+    return lambda lab: make(lab.path)
+
+
 BLOCKING: dict[str, Blocking] = {
-    **{kind: lambda lab, make=make: make(lab.path) for kind, make in SQLITE_BLOCKING.items()},
+    **{kind: on_file(make) for kind, make in SQLITE_BLOCKING.items()},
     **POSTGRES_BLOCKING,
 }
 ASYNC: dict[str, Async] = {
-    **{kind: lambda lab, make=make: make(lab.path) for kind, make in SQLITE_ASYNC.items()},
+    **{kind: on_file(make) for kind, make in SQLITE_ASYNC.items()},
     **POSTGRES_ASYNC,
 }
 KINDS = [*BLOCKING, *ASYNC]

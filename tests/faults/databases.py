@@ -270,8 +270,13 @@ class PostgresDatabase:
 
     def connect(self, **options: Any) -> psycopg.Connection[Any]:
         """A new connection in autocommit mode; the caller closes it."""
+        return self.connect_to(self.base_url, **options)
+
+    def connect_to(self, base_url: str, **options: Any) -> psycopg.Connection[Any]:
+        """The same by another way to the server."""
         ours = "-c search_path=public -c default_transaction_isolation=read\\ committed -c lock_timeout=0"
-        return psycopg.connect(self.url, autocommit=True, application_name="test", options=ours, **options)
+        options = {"options": ours, **options}
+        return psycopg.connect(self.url_on(base_url), autocommit=True, application_name="test", **options)
 
     def rows(self, text: str, *parameters: object) -> list[Any]:
         with self._lock:

@@ -129,6 +129,18 @@ def _rests(scene: Scene) -> bool:
     )
 
 
+def part_of(outcome: dict[str, Any], workflow_id: str) -> dict[str, Any]:
+    """The part of an outcome that belongs to one trial and its child, without their ids."""
+    part: dict[str, Any] = {}
+    for (owner, key), value in outcome["entries"].items():
+        if owner.split("/")[0] == workflow_id:
+            part[owner.removeprefix(workflow_id) + ":" + key] = value
+    for owner, (name, status, result, progress, _parent) in outcome["workflows"].items():
+        if owner.split("/")[0] == workflow_id:
+            part[owner.removeprefix(workflow_id)] = (name, status, result, progress)
+    return part
+
+
 def tell(rounds: list[Round]) -> None:
     """Print what a person wants to know of many rounds."""
     kills = [one for one in rounds if one.was_killed]
@@ -140,4 +152,4 @@ def tell(rounds: list[Round]) -> None:
         )
 
 
-__all__ = ["ID", "IS_LONG", "Job", "Matrix", "Round", "tell"]
+__all__ = ["ID", "IS_LONG", "Job", "Matrix", "Round", "part_of", "tell"]

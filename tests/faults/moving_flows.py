@@ -36,7 +36,7 @@ async def gated(value: int) -> int:
     return value * 10
 
 
-@step(retry=Retry(tries=3, delay=4.0, jitter=0))
+@step(retry=Retry(tries=3, delay=3600, jitter=0))
 def shaky(value: int) -> int:
     """Its first try fails; the wait for the second one is parked."""
     if note() == 1:
@@ -52,7 +52,7 @@ async def finished(value: int) -> int:
 @workflow
 async def sleeping(value: int) -> int:
     value = await quick(value)
-    await asyncio.sleep(5)
+    await asyncio.sleep(8)
     return await quick(value)
 
 
@@ -68,7 +68,7 @@ async def running(value: int) -> int:
     return await gated(await quick(value))
 
 
-@workflow(max_attempts=3, backoff=Retry(delay=4.0, jitter=0))
+@workflow(max_attempts=3, backoff=Retry(delay=3600, jitter=0))
 async def backing_off(value: int) -> int:
     value = await quick(value)
     if note_attempt() == 1:

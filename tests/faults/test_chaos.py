@@ -7,14 +7,13 @@ import signal
 import threading
 import time
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from onward.client import Client
 from tests.faults import flows
 from tests.faults.databases import IS_LONG
-from tests.faults.kills import ID, Matrix
+from tests.faults.kills import ID, Matrix, part_of
 from tests.faults.processes import FaultProcess, ForkServers
 from tests.faults.scenes import Scene
 
@@ -54,7 +53,7 @@ def test_random_stops_and_kills_change_no_outcome(
     matrix.close()
     found = scene.outcome()
     for one in ids:
-        assert _part(found, one) == _part(wanted, ID)
+        assert part_of(found, one) == part_of(wanted, ID)
     assert found["bookings"] == wanted["bookings"] * COUNT
 
 
@@ -73,15 +72,3 @@ def _torment(scene: Scene, workers: list[FaultProcess], rng: random.Random, is_o
             workers[index].send(signal.SIGCONT)
             stops += 1
     print(f"{stops} stops, {kills} kills")
-
-
-def _part(outcome: dict[str, Any], workflow_id: str) -> dict[str, Any]:
-    """The part of an outcome that belongs to one trial and its child, without their ids."""
-    part: dict[str, Any] = {}
-    for (owner, key), value in outcome["entries"].items():
-        if owner.split("/")[0] == workflow_id:
-            part[owner.removeprefix(workflow_id) + ":" + key] = value
-    for owner, (name, status, result, progress, _parent) in outcome["workflows"].items():
-        if owner.split("/")[0] == workflow_id:
-            part[owner.removeprefix(workflow_id)] = (name, status, result, progress)
-    return part

@@ -34,7 +34,7 @@ OUTCOMES = {
     "retrying": 200,
     "parent": "done 2",
     "parent/child": "done",
-    "parent/finished": 2,
+    "parent/start:finished": 2,
     "fresh": 2,
 }
 TWICE = {"running gated", "retrying shaky"}
@@ -116,15 +116,16 @@ def are_under_way(url: str) -> bool:
     """Whether each of them is in the state that it is named after."""
     with Client(url) as client:
         found = {info.id: info.state for info in client.list()}
+    if "sleeping" not in found.get("sleeping", "") and found.get("sleeping") != "completed":  # on a very slow machine
+        return False
     wanted = {
         "finished": "completed",
-        "sleeping": "sleeping",
         "waiting": "waiting for signal",
         "running": "running",
         "backing_off": "backing off",
         "retrying": "backing off",
         "parent/child": "waiting for signal",
-        "parent/finished": "completed",
+        "parent/start:finished": "completed",
     }
     return all(words in found.get(workflow_id, "") for workflow_id, words in wanted.items())
 
@@ -137,6 +138,8 @@ def finish_all(scene: Scene, url: str) -> None:
         client.start(moving_flows.finished.using(id="fresh"), 1)
         client.signal("waiting", moving_flows.go_on, "well")
         client.signal("parent/child", moving_flows.go_on, "done")
+        for workflow_id in ("backing_off", "retrying"):
+            client.handle(workflow_id).retry()
         for workflow_id, outcome in OUTCOMES.items():
             assert client.handle(workflow_id).result(timeout=60) == outcome
         assert {info.id for info in client.list()} == set(OUTCOMES)

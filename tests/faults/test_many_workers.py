@@ -1,4 +1,4 @@
-"""Several worker processes on one file: each body once while nothing fails, every outcome right when workers are killed."""
+"""Several worker processes on one database: each body once while nothing fails, every outcome right when workers are killed."""
 
 from __future__ import annotations
 
@@ -30,16 +30,19 @@ def check_results(scene: Scene, count: int) -> None:
     scene.check()
 
 
-def test_four_workers_drain_one_file_and_run_each_body_once(scene: Scene) -> None:
+def test_four_workers_drain_one_database_and_run_each_body_once(scene: Scene, kind: str) -> None:
     """With a small share for each claim all of them get work; no body runs twice and none is left out."""
-    start_many(scene, COUNT)
-    workers = [scene.spawn(slots=10) for _ in range(WORKER_COUNT)]
-    scene.until_final(60)
+    count, slots = (20_000, 100) if IS_LONG and kind == "postgres" else (COUNT, 10)
+    start_many(scene, count)
+    begun_at = time.monotonic()
+    workers = [scene.spawn(slots=slots) for _ in range(WORKER_COUNT)]
+    scene.until_final(300, pause_s=0.05)
+    print(f"{count} three-step workflows by {WORKER_COUNT} workers in {time.monotonic() - begun_at:.1f} s")
     for worker in workers:
         worker.stop()
-    check_results(scene, COUNT)
+    check_results(scene, count)
     bodies = scene.bodies()
-    assert Counter(Counter((line.workflow, line.key) for line in bodies).values()) == {1: 3 * COUNT}
+    assert Counter(Counter((line.workflow, line.key) for line in bodies).values()) == {1: 3 * count}
     assert len({line.pid for line in bodies}) == WORKER_COUNT
     assert {line.pid for line in bodies} == {worker.pid for worker in workers}
 

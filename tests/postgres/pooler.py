@@ -1,6 +1,6 @@
-"""A PgBouncer before the session's server, on a socket in a directory of its own and on no port.
+"""A PgBouncer of a test's own, in transaction mode unless another is wanted, in front of a PostgreSQL server on a socket.
 
-It comes from the system (Debian: `apt-get install pgbouncer`, `.ci/run` does it); where it is missing, the tests say so and skip.
+It listens on a socket in a temporary directory, and on no port. Debian's package `pgbouncer`; tests skip where it is missing.
 """
 
 from __future__ import annotations
@@ -8,71 +8,91 @@ from __future__ import annotations
 import contextlib
 import shutil
 import subprocess
-import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any
 from urllib.parse import parse_qs, quote, urlsplit
 
 import psycopg
 import pytest
 
+from tests.faults.processes import until
 from tests.postgres.instances import server_directories, system_user
-from tests.postgres.server import ENVIRONMENT_VARIABLE, server_url
 
-BINARY = shutil.which("pgbouncer") or shutil.which("pgbouncer", path="/usr/sbin:/usr/local/sbin")
-_PORT = 6432
-"""Part of the socket's name only."""
-_START_S = 30
+PROGRAM = shutil.which("pgbouncer") or shutil.which("pgbouncer", path="/usr/sbin:/usr/local/sbin")
+POOL_SIZE = 4
+_SETTINGS = """\
+[databases]
+* = host={host} port={port} user={user}
+[pgbouncer]
+listen_addr =
+listen_port = 6432
+unix_socket_dir = {directory}
+auth_type = any
+pool_mode = {mode}
+default_pool_size = {size}
+max_client_conn = 500
+server_lifetime = 5
+server_login_retry = 0.2
+admin_users = postgres
+logfile = {directory}/log
+pidfile = {directory}/pid
+"""
 
-Mode = Literal["transaction", "session", "statement"]
 
+@dataclass
+class Pooler:
+    """A running PgBouncer."""
 
-def pooled_url(directory: Path, **options: object) -> str:
-    """The URL of the test server's database behind the pooler."""
-    rest = "".join(f"&{name}={quote(str(value), safe='')}" for name, value in options.items())
-    return f"postgresql://postgres@/postgres?host={quote(str(directory), safe='')}&port={_PORT}{rest}"
+    directory: Path
+    process: subprocess.Popen[bytes]
+
+    @property
+    def base_url(self) -> str:
+        """The way through it, without options."""
+        return f"postgresql://postgres@/postgres?host={quote(str(self.directory), safe='')}&port=6432"
+
+    def ask(self, command: str) -> list[tuple[Any, ...]]:
+        """Say something to its console."""
+        url = self.base_url.replace("/postgres?", "/pgbouncer?")
+        with contextlib.closing(psycopg.connect(url, autocommit=True, cursor_factory=psycopg.ClientCursor)) as conn:
+            cursor = conn.execute(command.encode())
+            return cursor.fetchall() if cursor.description else []
 
 
 @contextlib.contextmanager
-def pgbouncer(mode: Mode, *, pool_size: int = 20) -> Iterator[Path]:
-    """A running PgBouncer; gives its directory, for `pooled_url`."""
-    if BINARY is None:
-        pytest.skip("PgBouncer is not installed: apt-get install pgbouncer")
-    hosts = parse_qs(urlsplit(server_url()).query).get("host")
-    if not hosts:
-        pytest.skip(f"the pooler is tried before the tests' own server, not before that of {ENVIRONMENT_VARIABLE}")
+def pooler_to(url: str, mode: str = "transaction") -> Iterator[Pooler]:
+    """A pooler to the server of this URL, for the length of a block."""
+    if PROGRAM is None:
+        pytest.skip("PgBouncer is not installed (apt-get install pgbouncer)")
+    parts = urlsplit(url)
+    options = {name: values[0] for name, values in parse_qs(parts.query).items()}
     with server_directories() as base:
-        log = base / "pgbouncer.log"
-        (base / "users.txt").write_text('"postgres" ""\n')
-        (base / "pgbouncer.ini").write_text(
-            f"[databases]\npostgres = host={hosts[0]} user=postgres dbname=postgres\n"
-            f"[pgbouncer]\nlisten_addr =\nlisten_port = {_PORT}\nunix_socket_dir = {base}\nauth_type = any\n"
-            f"auth_file = {base}/users.txt\npool_mode = {mode}\ndefault_pool_size = {pool_size}\nmax_client_conn = 500\n"
-            f"logfile = {log}\nserver_reset_query =\nignore_startup_parameters = extra_float_digits\n"
-        )
-        user = system_user()
+        settings = _SETTINGS.format(
+            host=options.get("host") or parts.hostname or "localhost", port=options.get("port") or parts.port or 5432,
+            user=parts.username or "postgres", directory=base, size=POOL_SIZE, mode=mode,
+        )  # fmt: skip
+        (base / "pgbouncer.ini").write_text(settings)
         process = subprocess.Popen(
-            [BINARY, "-q", str(base / "pgbouncer.ini")], user=user, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+            [PROGRAM, "-q", str(base / "pgbouncer.ini")], user=system_user(), stderr=subprocess.DEVNULL
         )
+        pooler = Pooler(base, process)
         try:
-            _wait(base, process, log)
-            yield base
+            until(lambda: _answers(pooler), f"PgBouncer's start: {_log(base)}")
+            yield pooler
         finally:
-            process.terminate()
-            process.wait(_START_S)
+            process.kill()
+            process.wait(10)
 
 
-def _wait(directory: Path, process: subprocess.Popen[bytes], log: Path) -> None:
-    """Until it answers."""
-    give_up_at = time.monotonic() + _START_S
-    while True:
-        try:
-            psycopg.connect(pooled_url(directory), connect_timeout=5).close()
-        except psycopg.OperationalError as error:
-            if process.poll() is not None or time.monotonic() > give_up_at:
-                shown = log.read_text()[-2000:] if log.exists() else ""
-                raise AssertionError(f"PgBouncer does not answer: {error}\n{shown}") from error
-            time.sleep(0.02)
-        else:
-            return
+def _answers(pooler: Pooler) -> bool:
+    try:
+        return bool(pooler.ask("SHOW VERSION"))
+    except psycopg.OperationalError:
+        return False
+
+
+def _log(directory: Path) -> str:
+    log = directory / "log"
+    return log.read_text() if log.exists() else "no log"

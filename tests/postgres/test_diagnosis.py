@@ -24,7 +24,7 @@ from onward.cli.group import onward
 from onward.errors import ConfigurationError
 from tests.conformance.support import PostgresWorld, start, started_and_claimed, worker_row
 from tests.postgres.instances import own_server
-from tests.postgres.pooler import Mode, pgbouncer, pooled_url
+from tests.postgres.pooler import pooler_to
 from tests.postgres.roles import drop_roles, login_name, make_roles
 from tests.postgres.server import connection, drop_schema, new_schema, server_url, url_with
 
@@ -115,6 +115,15 @@ def test_an_index_whose_making_was_interrupted_is_named(schema: str) -> None:
         )
     finding = found(url_with(schema=schema), "indexes")
     assert finding.text == "index workflows_held is not valid: its making was interrupted"
+    with connection() as conn:
+        conn.execute(finding.cure.encode())
+    assert found(url_with(schema=schema), "schema").level == "ok"
+
+
+def test_a_trigger_that_is_off_is_named(schema: str) -> None:
+    in_schema(schema, "ALTER TABLE {s}.outbox DISABLE TRIGGER deliver_outbox")
+    finding = found(url_with(schema=schema), "schema")
+    assert finding.text.startswith("trigger deliver_outbox is off: signals")
     with connection() as conn:
         conn.execute(finding.cure.encode())
     assert found(url_with(schema=schema), "schema").level == "ok"
@@ -359,9 +368,10 @@ def test_every_right_that_is_asked_for_is_of_a_table_that_there_is() -> None:
     ],
 )
 def test_a_pooler_and_its_mode_are_found_out(
-    schema: str, mode: Mode, options: dict[str, int], level: str, words: str
+    schema: str, mode: str, options: dict[str, int], level: str, words: str
 ) -> None:
-    with pgbouncer(mode) as directory:
-        finding = found(pooled_url(directory, schema=schema, **options), "pooler")
+    joined = "".join(f"&{name}={value}" for name, value in {"schema": schema, **options}.items())
+    with pooler_to(server_url(), mode) as pooler:
+        finding = found(f"{pooler.base_url}{joined}", "pooler")
     assert (finding.level, finding.data["pooler"]) == (level, mode)
     assert words in finding.text

@@ -11,7 +11,7 @@ import pytest
 from click.testing import CliRunner
 from psycopg import errors, sql
 
-from onward import AsyncClient, Worker, step, workflow
+from onward import AsyncClient, Signal, Worker, step, workflow
 from onward._store.opening import open_store
 from onward._store.postgres.objects import names_of, own_objects
 from onward._store.postgres.roles import RIGHTS, role_name
@@ -90,6 +90,22 @@ async def test_a_worker_a_client_and_a_reader_work_together_each_as_its_role(sch
         assert await client.handle("sql", flow).result(timeout=20) == 15
         assert [entry.key for entry in await reader.handle("sql", flow).journal()] == ["triple"]
         assert {info.id for info in await reader.list()} == {handle.id, "sql"}
+
+
+async def test_a_client_starts_and_signals_in_its_own_transaction(schema: str) -> None:
+    await made(schema)
+    url = url_with(schema=schema, user=login_name(schema, "client"))
+    async with (
+        AsyncClient(url) as client,
+        await psycopg.AsyncConnection.connect(url_with(user=login_name(schema, "client"))) as tx,
+    ):
+        handle = await client.start(flow.using(id="x", tx=tx), 2)
+        await client.signal(handle, Signal("go", int), 1, tx=tx)
+        assert await client.list() == []
+        await tx.commit()
+        assert [info.id for info in await client.list()] == ["x"]
+    with logged_in(schema, "reader") as conn:
+        assert conn.execute("SELECT kind, name FROM mailbox").fetchone() == ("signal", "go")
 
 
 async def test_a_reader_reads_everything_but_the_seed_and_changes_nothing(schema: str) -> None:
@@ -210,7 +226,13 @@ async def test_the_migrations_make_what_they_are_said_to_make_and_every_table_ha
         functions = conn.execute(
             "SELECT p.proname FROM pg_proc AS p WHERE p.pronamespace = %s::regnamespace", (lab.schema,)
         ).fetchall()
+        triggers = conn.execute(
+            "SELECT t.tgname FROM pg_trigger AS t JOIN pg_class AS c ON c.oid = t.tgrelid "
+            "WHERE c.relnamespace = %s::regnamespace AND NOT t.tgisinternal",
+            (lab.schema,),
+        ).fetchall()
     kinds = {"r": "table", "v": "view", "i": "index"}
     made = {(kinds[kind], name) for name, kind, _ in rows} | {("function", name) for (name,) in functions}
+    made |= {("trigger", name) for (name,) in triggers}
     assert made == {(own.kind, own.name) for own in own_objects()}
     assert all(is_secured for _, kind, is_secured in rows if kind == "r")

@@ -159,6 +159,42 @@ async def test_a_body_can_be_the_death_of_its_worker_until_the_workflow_fails_al
         assert len(await neighbour.result()) == 2
 
 
+async def test_worker_after_worker_dies_and_everything_is_finished_all_the_same(environment: Make) -> None:
+    """Each dies a dozen and a half points after the one before it; recorded steps make the progress."""
+    async with environment() as env:
+        crashes = env.crash_at("*@18", times=6)
+        handles = [await env.start(flows.onboarding, name) for name in ("ada", "bob", "eve")]
+        for handle, name in zip(handles, ("ada", "bob", "eve"), strict=True):
+            assert await handle.result() == [f"welcome to {name}", f"follow-up to {name}"]
+        while not crashes.is_over:
+            await env.run(flows.purchase, 1)
+
+
+async def test_a_stub_or_body_that_raises_crashed_is_the_death_of_its_worker_there_and_then(environment: Make) -> None:
+    sent: list[str] = []
+
+    @step
+    def send_all(names: list[str]) -> int:
+        for name in names:
+            sent.append(name)
+            if sent == ["a", "b"]:
+                raise Crashed
+        return len(names)
+
+    @workflow
+    async def flow() -> int:
+        return await send_all(["a", "b", "c"])
+
+    async with environment() as env:
+        assert await env.run(flow) == 3
+        assert sent == ["a", "b", "a", "b", "c"]
+        env.stub(flows.charge, side_effect=[Crashed(), "ok"])
+        assert (await env.run(flows.purchase, 5)).startswith("ok")
+        env.stub(flows.charge, side_effect=lambda amount: env.kill())
+        with pytest.raises(WorkflowFailed, match="to let the worker die in the middle of a body, raise Crashed"):
+            await env.run(flows.purchase.using(max_attempts=1), 5)
+
+
 @pytest.mark.parametrize(
     ("point", "is_there"),
     [("flush:before", False), ("write:before-commit", False), ("write:after-commit", True), ("flush:after", True)],

@@ -13,9 +13,7 @@ import pytest
 import onward.testing as kit
 
 PLUGIN = "onward.testing.plugin"
-HAS_ENTRY_POINT = any(
-    point.value == PLUGIN for point in importlib.metadata.distribution("onward").entry_points.select(group="pytest11")
-)
+HAS_ENTRY_POINT = any(point.value == PLUGIN for point in importlib.metadata.entry_points(group="pytest11"))
 
 FLOWS = """
 import asyncio

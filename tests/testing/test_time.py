@@ -201,6 +201,17 @@ async def test_the_same_seed_gives_the_same_random_numbers_and_jitter(environmen
     async def flow() -> list[object]:
         return [onward.random(), str(onward.uuid4())]
 
+    @workflow(max_attempts=2, backoff=Retry(delay=100, jitter=1))
+    async def failing() -> None:
+        raise ValueError("no")
+
+    async def backed_off(seed: int) -> timedelta:
+        async with Environment(seed=seed, now=T0) as env:
+            with pytest.raises(WorkflowFailed):
+                await env.run(failing)
+            return env.now - T0
+
+    assert await backed_off(1) == await backed_off(1) != await backed_off(2)
     async with environment(seed=1) as env:
         first = [await env.run(flow), await env.run(flow)]
     assert first[0] != first[1]

@@ -22,6 +22,7 @@ from onward import (
     step,
     workflow,
 )
+from onward._store.memory.store import MemoryStore
 from onward.testing import Deadlock, Environment, OutOfPatience
 from tests.testing import flows
 
@@ -98,6 +99,18 @@ async def test_another_workflow_that_hangs_does_not_keep_a_result_waiting(enviro
         assert await env.run(flows.purchase, 5) == "charged 5; welcome to shop"
 
 
+async def test_a_worker_that_a_bug_has_ended_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def broken(*_: object) -> None:
+        raise ZeroDivisionError("a bug in the worker")
+
+    async with Environment() as env:
+        monkeypatch.setattr(MemoryStore, "claim", broken)
+        with pytest.raises(ZeroDivisionError, match="a bug in the worker"):
+            await env.run(flows.purchase, 5)
+        with pytest.raises(ConfigurationError, match="start_many takes bound workflows"):
+            await env.client.start_many([flows.approval])  # type: ignore[arg-type]
+
+
 async def test_the_outcome_is_raised_with_the_error_that_ended_it_as_the_cause(environment: Make) -> None:
     @workflow(max_attempts=1)
     async def flow() -> None:
@@ -135,6 +148,25 @@ async def test_a_workflow_that_does_other_things_on_replay_is_found(environment:
             NonDeterminismError, match="'fickle-1' does other things when it is replayed from its journal"
         ):
             await env.run(fickle)
+
+
+async def test_the_comparing_replays_log_nothing(environment: Make, caplog: pytest.LogCaptureFixture) -> None:
+    @workflow
+    async def short() -> None:
+        onward.log.warning("short")
+
+    @workflow
+    async def talkative() -> None:
+        onward.log.warning("begins")
+        await flows.send("ada")
+        await onward.sleep(60)
+        onward.log.warning("ends")
+
+    async with environment() as env:
+        await env.run(short)
+        await env.run(talkative)
+    said = [record.message for record in caplog.records if record.name == "onward.workflow"]
+    assert said == ["short", "begins", "ends"]
 
 
 async def test_code_that_does_not_fit_after_a_deploy_is_found_and_its_cure_works(environment: Make) -> None:

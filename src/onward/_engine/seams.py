@@ -19,6 +19,8 @@ from onward.errors import NonDeterminismError
 class Seams:
     """What the kit is asked, and told."""
 
+    seed: int
+    """Of the jitter in back-offs."""
     probe: Callable[[str], None]
     """Passed by the store at its commits, as in `_engine/failpoints.py`; what it raises ends that write."""
     wrap_store: Callable[[Store], Store]

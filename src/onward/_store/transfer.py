@@ -8,10 +8,12 @@ procedure is decided in `_engine/moving.py`.
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from typing import TypeAlias
 
 import msgspec
 
+from onward._store.diagnosis import Finding
 from onward._store.schema import AppliedMigration, Migration
 from onward.errors import SchemaError, StoreImporting, StoreMoved
 
@@ -96,6 +98,29 @@ class Place(msgspec.Struct, frozen=True, kw_only=True):
     def is_empty(self) -> bool:
         """Whether no table holds a row."""
         return not any(self.counts.values())
+
+
+def move_findings(moves: Mapping[str, Move]) -> Iterator[Finding]:
+    """What `onward doctor` says about the marks, by role, of a database. Nothing where it is at work as usual."""
+    source, target = moves.get("source"), moves.get("target")
+    if source is not None:
+        is_complete = source.ended_at is not None
+        yield Finding(
+            check="moved",
+            level="warn",
+            text=f"the workflows of this database were moved to {source.url}"
+            + ("" if is_complete else ", but that copy is not complete: nobody works there either"),
+            cure="use that URL" if is_complete else "run `onward copy` again, or give it up with --abort",
+            data={"moved_to": source.url, "is_complete": is_complete},
+        )
+    if target is not None and target.ended_at is None:
+        yield Finding(
+            check="moved",
+            level="warn",
+            text=f"this database is the target of an unfinished copy of {target.url}: nobody can work in it",
+            cure="run `onward copy` again, or give it up with --abort",
+            data={"copied_from": target.url, "is_complete": False},
+        )
 
 
 def canonical(text: str | None) -> str | None:

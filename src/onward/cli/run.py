@@ -13,7 +13,7 @@ from onward.cli.database import opened
 from onward.cli.parameters import duration, tag
 from onward.cli.settings import Failure, Settings, common_options, pass_settings
 from onward.cli.start import FAILED, bound_workflow, ending
-from onward.errors import ConfigurationError, StoreError, WorkflowIdConflict
+from onward.errors import ConfigurationError, StoreError, StoreImporting, StoreMoved, WorkflowIdConflict
 from onward.info import WorkflowInfo
 
 
@@ -41,7 +41,7 @@ def run(settings: Settings, /, target: str, arguments: str | None, **options: An
             click.echo(f"workflow: {workflow_id}", err=True)
             try:
                 return await database.client.run(bound)
-            except (ConfigurationError, StoreError, WorkflowIdConflict):
+            except (ConfigurationError, StoreError, StoreImporting, StoreMoved, WorkflowIdConflict):
                 raise
             except Exception as error:  # whatever left the user's code
                 info = await database.client.handle(workflow_id).info()

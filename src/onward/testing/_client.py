@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from onward._engine.connection import Connection
 from onward._engine.replay.calls import current_execution
+from onward._requests import bound_workflows
 from onward._store.records import Entry, WorkflowRow
 from onward.client import AsyncClient
 from onward.codec import Codec
@@ -91,13 +92,13 @@ class EnvironmentClient(AsyncClient):
         return await super()._connection()
 
     async def _start(self, workflows: Iterable[BoundWorkflow[R]]) -> list[AsyncHandle[R]]:
-        bounds = [await self._named(bound) for bound in workflows]
+        bounds = [await self._named(bound) for bound in bound_workflows(workflows)[0]]
         await self._environment._learn_from(bounds)
         return await super()._start(bounds)
 
     async def _named(self, bound: BoundWorkflow[R]) -> BoundWorkflow[R]:
         """With an id that is easy to read, and the same in each run: `onboarding-1`."""
-        if not isinstance(bound, BoundWorkflow) or bound.options.id is not None:
+        if bound.options.id is not None:
             return bound
         store = (await self._connection()).store
         while True:

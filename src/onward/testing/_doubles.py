@@ -21,7 +21,7 @@ from onward.context import current
 from onward.errors import ConfigurationError, Fail
 from onward.info import moment
 from onward.testing._clock import Alarms, LeapingClock
-from onward.testing._faults import Passing
+from onward.testing._faults import Crashed, Passing
 from onward.testing._stubs import Stub
 
 if TYPE_CHECKING:
@@ -169,8 +169,8 @@ class _Body:
             else:
                 self._stub.calls.append(call)
                 result = await life.run_mortally(self._stand_in(self._stub, call, args, kwargs))
-        except BaseException:
-            life.check()
+        except BaseException as error:
+            _die_of(error, life)
             doubles.end(spec, life, call)
             raise
         doubles.end(spec, life, call)
@@ -201,12 +201,19 @@ class _BodyInThread:
         call = doubles.begin(spec, life, args[1:] if spec.is_transactional else args, kwargs)
         try:
             result = spec.fn(*args, **kwargs)
-        except BaseException:
-            life.check()
+        except BaseException as error:
+            _die_of(error, life)
             doubles.end(spec, life, call)
             raise
         doubles.end(spec, life, call)
         return result
+
+
+def _die_of(error: BaseException, life: Life) -> None:
+    """A body that raises `Crashed` is the death of its worker, there and then."""
+    if isinstance(error, Crashed) and not life.is_dead:
+        life.die(error.point)
+    life.check()
 
 
 def _refuses(spec: StepSpec, stub: Stub) -> Callable[..., Any]:

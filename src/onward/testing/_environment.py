@@ -15,6 +15,7 @@ from typing import Any, ParamSpec, Self, TypeVar, overload
 
 from onward._engine.replay.calls import current_execution
 from onward._engine.starts import new_workflow_id
+from onward._engine.stepinfo import current_step_info
 from onward._store.base import Store
 from onward._store.records import WorkflowRow
 from onward._wrappers import BoundWorkflow, Workflow
@@ -66,8 +67,8 @@ class Environment(Arranging):
 
     Args:
         workflows: what it can run; whatever you start is added by itself, with the other workflows of its module.
-        url: the database; default one in memory, which ends with the environment. ``sqlite:///…`` is for transactional
-            steps and for what only a file has.
+        url: the database; default one in memory, which ends with the environment. ``sqlite:///…`` and ``postgresql://…``
+            are for transactional steps and for what only they have; use an empty one for each test.
         now: the time at first (timezone-aware); default the machine's, in whole seconds.
         lifespan: entered by each worker before its first claim, as for `Worker`.
         codec: what payloads are stored with, as for `Worker` and `AsyncClient`.
@@ -136,6 +137,7 @@ class Environment(Arranging):
             clock=self._clock,
             codec=codec,
             lifespan=lifespan,
+            seed=seed,
             faults=self._faults,
             seeds=seeds,
             step=self._doubles.step,
@@ -401,8 +403,12 @@ class Environment(Arranging):
     # ------------------------------------------------------------------ deaths
 
     async def kill(self) -> None:
-        """Let the worker die now, as by `kill -9`; the next one takes over with your next call."""
+        """Let the worker die now, as by `kill -9`; the next one takes over with your next call. (In a stub, raise `Crashed`.)"""
         await self._store()
+        if current_step_info() is not None:
+            raise UsageError(
+                'kill() is for the test; to let the worker die in the middle of a body, raise Crashed("here")'
+            )
         life = await self._living()
         life.die("kill()")
         await self._end_life()

@@ -42,14 +42,14 @@ RECORDED = "recorded"
 class Crashed(BaseException):
     """The environment's worker (or client) has been made to die here: what this call was about to do does not happen.
 
-    Nobody should catch it but the test that planned the crash of a client. It is no `Exception`, so that code between does
-    not either.
+    A stub or a body may raise it, and is the death of its worker there and then: ``side_effect=[Crashed(), "ok"]``. Otherwise
+    nobody should catch it but the test that planned the crash of a client; it is no `Exception`, so that code between does not.
 
     Attributes:
         point: where, by the names of `POINTS`.
     """
 
-    def __init__(self, point: str) -> None:
+    def __init__(self, point: str = "a body") -> None:
         super().__init__(f"crashed at {point}, as planned")
         self.point = point
 

@@ -43,6 +43,7 @@ class Surroundings:
     clock: LeapingClock
     codec: Codec | None
     lifespan: Lifespan | None
+    seed: int
     faults: Faults
     seeds: Seeds
     step: Callable[[StepSpec, Life], StepSpec]
@@ -80,6 +81,7 @@ class Life:
         self._loop = asyncio.get_running_loop()
         self._thread_id = threading.get_ident()
         seams = Seams(
+            seed=around.seed,
             probe=self.hit,
             wrap_store=self._wrapped,
             step=lambda spec: around.step(spec, self),
@@ -114,11 +116,19 @@ class Life:
             await self._worker.__aenter__()
         except Crashed:
             await self.end()
+        else:
+            task = self._worker._task
+            assert task is not None
+            task.add_done_callback(lambda _: self._around.changed())
 
     async def end(self) -> None:
         """Stop gracefully, or sweep up after a death."""
-        with contextlib.suppress(Crashed):
+        failure = self.failure
+        try:
             await self._worker.__aexit__(None, None, None)
+        except BaseException as error:
+            if error is not failure and not isinstance(error, Crashed):  # else it is told, or was planned
+                raise
         if self.is_dead and self._is_on_postgres:
             clock = self._around.clock
             clock.move_to(clock.now_us() + POSTGRES_LEASE // timedelta(microseconds=1) + 1)

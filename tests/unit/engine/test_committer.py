@@ -7,13 +7,22 @@ import logging
 import random
 from collections.abc import Callable, Sequence
 from typing import Any, cast
+from unittest.mock import AsyncMock
 
 import pytest
 
 from onward._engine.committer import MAX_BATCH, SHARE, Call, Committer
 from onward._store.base import Store
 from onward._store.operations import APPLIED, BUSY, LEASE_LOST, CancelOp, Op, Outcome
-from onward.errors import FatalStoreError, OnwardError, OutcomeUnknown, StoreConflict, StoreError, TransientStoreError
+from onward.errors import (
+    FatalStoreError,
+    OnwardError,
+    OutcomeUnknown,
+    StoreConflict,
+    StoreError,
+    StoreMoved,
+    TransientStoreError,
+)
 from tests.unit.engine.leaping import turns
 
 Answer = StoreError | Sequence[Outcome] | Callable[[list[str]], "Sequence[Outcome] | StoreError | None"] | None
@@ -443,3 +452,21 @@ async def test_a_busy_owner_that_was_dropped_is_forgotten() -> None:
     held.is_dropped = True
     await writer.stop()
     assert held.told == []
+
+
+async def test_a_database_that_has_moved_is_told_to_the_worker_before_the_owners() -> None:
+    """The worker drops its executions, whose writes are then refused by nobody; a client's call gets the error."""
+    store, call, dropped = FakeStore(), Call(asyncio.get_running_loop()), Teller()
+    store.write = AsyncMock(side_effect=StoreMoved("sqlite:///here.db", "sqlite:///there.db"))  # type: ignore[method-assign]
+
+    def moved(error: OnwardError) -> None:
+        assert not call.future.done()
+        dropped.is_dropped = True
+
+    writer = committer(store, moved=moved)
+    put(writer, dropped, "a")
+    put(writer, call, "b")
+    with pytest.raises(StoreMoved):
+        await call.future
+    assert dropped.told == []
+    await writer.stop()

@@ -11,7 +11,7 @@ import pytest
 from onward._engine.watching import LINGER_S, POLL_S, OutcomeWatcher
 from onward._store.base import Store
 from onward._store.records import WorkflowRow
-from onward.errors import FatalStoreError, StoreError, TransientStoreError
+from onward.errors import FatalStoreError, StoreError, StoreMoved, TransientStoreError
 
 
 def row(workflow_id: str) -> WorkflowRow:
@@ -20,13 +20,18 @@ def row(workflow_id: str) -> WorkflowRow:
 
 
 class FakeStore:
-    """The protocol's `outcomes` and `subscribe`."""
+    """The protocol's `outcomes`, `check_serving` and `subscribe`."""
 
     def __init__(self) -> None:
         self.final: set[str] = set()
         self.looks: list[list[str]] = []
         self.errors: list[StoreError] = []
         self.listeners: list[Callable[[], None]] = []
+        self.moved: StoreMoved | None = None
+
+    async def check_serving(self) -> None:
+        if self.moved is not None:
+            raise self.moved
 
     async def outcomes(self, workflow_ids: Sequence[str]) -> list[WorkflowRow]:
         self.looks.append(sorted(workflow_ids))
@@ -85,6 +90,20 @@ async def test_a_lost_hint_costs_one_poll() -> None:
     store.final.add("a")
     await waiting
     assert POLL_S <= now() < POLL_S * 1.01
+    await watcher.close()
+
+
+async def test_who_waits_where_the_workflows_have_moved_is_told_at_the_next_poll() -> None:
+    """Nothing ends there any more; what had ended before is still given."""
+    store, watcher = watching()
+    waiting = asyncio.ensure_future(watcher.wait("a"))
+    await asyncio.sleep(POLL_S / 10)
+    store.moved = StoreMoved("sqlite:///here.db", "sqlite:///there.db")
+    with pytest.raises(StoreMoved):
+        await waiting
+    assert POLL_S <= now() < POLL_S * 1.01
+    store.final.add("b")
+    assert (await watcher.wait("b")).id == "b"
     await watcher.close()
 
 

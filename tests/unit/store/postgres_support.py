@@ -24,7 +24,7 @@ class Hand:
 
     def __init__(self, world: PostgresWorld) -> None:
         self.database = Database(parse_address(world.url()), clock=world.clock)
-        self.conn: psycopg.Connection[Any] = psycopg.connect(**self.database.address.parameters, autocommit=True)
+        self.conn: psycopg.Connection[Any] = psycopg.connect(**self.database.parameters)
         self.conn.execute("BEGIN")
 
     def run(self, name: str, **values: Value) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import pytest
@@ -44,7 +45,8 @@ def test_memory_is_private_unless_it_has_a_name() -> None:
         ("sqlite:///data/", "sqlite:///data/onward.db"),
         ("sqlite:///a.db?mode=ro", "takes none"),
         ("mysql://u@h/d", "there is no database 'mysql'"),
-        ("postgresql://u:secret@h/d", "[postgres] extra"),
+        ("postgresql://u:secret@h/d?schema=1", "no schema name"),
+        ("postgresql://u:secret@h/d?no_such=1", "postgresql://user:password@host:5432/database"),
     ],
 )
 def test_a_wrong_url_is_refused_with_what_to_write_instead(url: str, cure: str) -> None:
@@ -57,3 +59,18 @@ def test_a_password_is_never_shown() -> None:
     with pytest.raises(ConfigurationError) as caught:
         open_store("mysql://user:secret@host/db")
     assert "secret" not in str(caught.value)
+
+
+def test_a_server_is_not_touched_and_its_driver_loaded_only_now() -> None:
+    assert open_store("postgresql://u:secret@h/d?schema=jobs").url == "postgresql://u@h/d?schema=jobs"
+    assert open_store("postgres://u@h/d").url == "postgres://u@h/d"
+
+
+def test_without_the_driver_one_line_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [name for name in sys.modules if name.startswith("onward._store.postgres")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "psycopg", None)
+    with pytest.raises(ConfigurationError) as caught:
+        open_store("postgresql://u:secret@h/d")
+    assert "pip install 'onward[postgres]'" in str(caught.value)
+    assert "\n" not in str(caught.value)

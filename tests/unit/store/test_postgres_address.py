@@ -9,7 +9,9 @@ from onward.errors import ConfigurationError
 
 
 def test_what_is_not_onwards_goes_to_libpq_as_it_is() -> None:
-    address = parse_address("postgresql://ann:s%20ecret@db.example:6432/app?sslmode=require&target_session_attrs=read-write")
+    address = parse_address(
+        "postgresql://ann:s%20ecret@db.example:6432/app?sslmode=require&target_session_attrs=read-write"
+    )
     wanted = {"user": "ann", "password": "s ecret", "host": "db.example", "port": "6432", "dbname": "app"}
     assert wanted.items() <= address.parameters.items()
     assert address.parameters["sslmode"] == "require"
@@ -23,7 +25,9 @@ def test_onwards_own_options_are_kept_from_libpq() -> None:
     assert {"schema", "poll_only"}.isdisjoint(address.parameters)
 
 
-@pytest.mark.parametrize(("value", "is_poll_only"), [("1", True), ("true", True), ("", True), ("0", False), ("no", False)])
+@pytest.mark.parametrize(
+    ("value", "is_poll_only"), [("1", True), ("true", True), ("", True), ("0", False), ("no", False)]
+)
 def test_poll_only_is_a_flag(value: str, is_poll_only: bool) -> None:
     assert parse_address(f"postgresql://host/app?poll_only={value}").is_poll_only is is_poll_only
 

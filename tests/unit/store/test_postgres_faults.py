@@ -22,7 +22,7 @@ TABLE: list[tuple[str, type[StoreError], type[StoreError]]] = [
     ("08003", TransientStoreError, OutcomeUnknown),
     ("08006", TransientStoreError, OutcomeUnknown),
     ("08007", OutcomeUnknown, OutcomeUnknown),
-    ("08P01", FatalStoreError, FatalStoreError),
+    ("08P01", TransientStoreError, OutcomeUnknown),
     ("0A000", TransientStoreError, TransientStoreError),
     ("22003", StoreConflict, StoreConflict),
     ("22P02", StoreConflict, StoreConflict),
@@ -75,7 +75,12 @@ def test_each_sqlstate_has_its_kind(sqlstate: str, reading: type[StoreError], co
 
 def test_every_line_of_the_table_is_tested() -> None:
     tested = {sqlstate for sqlstate, _, _ in TABLE}
-    assert {key for key in FAULTS if key not in tested and not any(one.startswith(key) for one in tested)} <= {"25P04", "44", "OW", "XX002"}
+    assert {key for key in FAULTS if key not in tested and not any(one.startswith(key) for one in tested)} <= {
+        "25P04",
+        "44",
+        "OW",
+        "XX002",
+    }
 
 
 def test_a_connection_that_broke_without_a_word_leaves_a_commit_in_doubt_and_nothing_else() -> None:
@@ -103,3 +108,21 @@ def test_the_message_says_what_happened_and_what_to_do() -> None:
 
 def test_a_value_that_the_driver_refuses_is_a_conflict() -> None:
     assert type(classify(psycopg.DataError("a NUL character"), database="db")) is StoreConflict
+
+
+@pytest.mark.parametrize(
+    ("words", "kind"),
+    [
+        ('connection failed: FATAL:  database "x" does not exist', FatalStoreError),
+        ('connection failed: FATAL:  role "x" does not exist', FatalStoreError),
+        ('connection failed: FATAL:  password authentication failed for user "x"', FatalStoreError),
+        ('connection failed: FATAL:  no pg_hba.conf entry for host "::1", user "x"', FatalStoreError),
+        ("connection failed: FATAL:  sorry, too many clients already", TransientStoreError),
+        ("connection failed: FATAL:  the database system is starting up", TransientStoreError),
+        ("connection failed: FATAL:  in a language that nobody here knows", TransientStoreError),
+        ("failed to resolve host 'x': Name or service not known", TransientStoreError),
+        ("connection failed: Connection refused", TransientStoreError),
+    ],
+)
+def test_where_no_code_comes_with_a_refused_connection_its_words_decide(words: str, kind: type[StoreError]) -> None:
+    assert type(classify(psycopg.OperationalError(words), database="db")) is kind

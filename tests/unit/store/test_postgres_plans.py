@@ -22,8 +22,12 @@ WRITES = (
     "deliver_signals", "insert_workflows", "find_starts", "insert_waiters", "deliver_known_ends", "cancel_unbegun",
     "request_cancel", "strike_entries", "lock_step_or_refuse",
 )  # fmt: skip
-CLAIMS = ("claim_due", "claim_only", "next_due", "release_not_held", "adopt_diverged", "next_held_back")
+CLAIMS = ("claim_due", "claim_from", "claim_only", "look_at_everything", "next_due", "next_due_from", "release_not_held", "adopt_diverged", "next_held_back")
 READS = ("load_histories", "read_mail", "read_signals", "list_final", "get_workflow", "release_orphans")
+PRUNINGS = (
+    "old_roots", "tree", "lock_old", "children_of", "delete_journals", "delete_mail", "delete_waiters", "delete_waiting",
+    "delete_step_retries", "delete_workflows",
+)  # fmt: skip
 FIRST_COLUMNS = {
     "workflows_pkey": "id", "workflows_due": "queue", "workflows_held": "worker", "workflows_newest": "created_at",
     "workflows_children": "parent_id", "workflows_diverged": "next_run_at", "workflows_finished": "finished_at",
@@ -110,7 +114,7 @@ def planner(request: pytest.FixtureRequest) -> Iterator[Planner]:
     drop_schema(schema)
 
 
-@pytest.mark.parametrize("name", [*WRITES, *CLAIMS, *READS])
+@pytest.mark.parametrize("name", [*WRITES, *CLAIMS, *READS, *PRUNINGS])
 def test_no_statement_scans_a_table_or_hashes_it(planner: Planner, name: str) -> None:
     plan = planner.plan(name)
     for table in OWN:
@@ -118,7 +122,7 @@ def test_no_statement_scans_a_table_or_hashes_it(planner: Planner, name: str) ->
         assert not re.search(rf"Bitmap Heap Scan on {table}\b", plan), plan
     assert "Hash Join" not in plan, plan
     # An index whose first columns are not given is walked from end to end, as dear as a scan of the table.
-    for index, condition in re.findall(r"using (\w+) on .*\n\s*Index Cond: \(+(\w+)", plan):
+    for index, condition in re.findall(r"using (\w+) on .*\n\s*Index Cond: \(+(?:ROW\()?(\w+)", plan):
         assert condition == FIRST_COLUMNS.get(index, condition), plan
     for index in re.findall(r"using (\w+) on .*\n(?!\s*Index Cond)", plan):
         assert index in WALKED.get(name, ()), plan
@@ -126,11 +130,14 @@ def test_no_statement_scans_a_table_or_hashes_it(planner: Planner, name: str) ->
     assert "Disabled: true" not in plan, plan
 
 
-def test_a_claim_walks_the_due_index_in_its_order_and_locks_no_more_than_it_takes(planner: Planner) -> None:
-    plan = planner.plan("claim_due")
+@pytest.mark.parametrize("name", ["claim_due", "claim_from"])
+def test_a_claim_walks_the_due_index_in_its_order_and_locks_no_more_than_it_takes(planner: Planner, name: str) -> None:
+    plan = planner.plan(name)
     found = plan[plan.index("CTE found") : plan.index("CTE due")]
     assert re.search(r"LockRows.*\n\s*->  Index Scan using workflows_due", found), plan
-    assert re.search(r"Index Cond: \(\(queue = \$\d+\) AND \(priority = p\w*\.priority\) AND \(next_run_at", found), plan
+    assert re.search(r"Index Cond: \(\(queue = \$\d+\) AND \(priority = p\w*\.priority\) AND \(next_run_at", found), (
+        plan
+    )
     assert "Sort" not in found, plan
 
 
@@ -157,7 +164,14 @@ def test_each_uses_its_index(planner: Planner, name: str, index: str) -> None:
 
 
 def test_locks_are_taken_in_order_of_id(planner: Planner) -> None:
-    for name in ("lock_or_refuse", "lock_own_or_refuse", "lock_rows", "lock_rows_waiting", "release_not_held", "release_orphans"):
+    for name in (
+        "lock_or_refuse",
+        "lock_own_or_refuse",
+        "lock_rows",
+        "lock_rows_waiting",
+        "release_not_held",
+        "release_orphans",
+    ):
         plan = planner.plan(name)
         assert re.search(r"LockRows.*\n\s*->  (Sort|Incremental Sort|Index Scan using workflows_pkey)", plan), plan
 

@@ -110,7 +110,14 @@ async def test_the_end_of_a_stranger_is_heard_whichever_comes_first(world: Postg
     with Hand(world) as hand:
         if first == "end":
             hand.run("lock_or_refuse", fences=fences(("stranger", "w1", 1), ends=True))
-            done = {"id": "stranger", "worker": "w1", "epoch": 1, "status": "completed", "result": '"done"', "spends": False}
+            done = {
+                "id": "stranger",
+                "worker": "w1",
+                "epoch": 1,
+                "status": "completed",
+                "result": '"done"',
+                "spends": False,
+            }
             hand.run("finish_rows", rows=as_json([done]))
             late: Op = watch
         else:
@@ -268,13 +275,15 @@ async def test_one_open_transaction_of_an_application_stops_one_workflow_and_not
     with Hand(world) as hand:
         hand.hold("x100")
         outcomes = await store.write(batch)
-        assert [op.fence.workflow_id for op, outcome in zip(batch, outcomes, strict=True) if outcome == BUSY] == ["x100"]  # type: ignore[union-attr]
+        assert [fence.workflow_id for fence, outcome in zip(held, outcomes, strict=True) if outcome == BUSY] == ["x100"]
         assert outcomes.count(APPLIED) == 199
         hand.roll_back()
     assert await settled(store, [batch[100]]) == [APPLIED]
 
 
-async def test_a_parent_that_an_application_holds_makes_only_the_ends_of_its_children_wait(world: PostgresWorld) -> None:
+async def test_a_parent_that_an_application_holds_makes_only_the_ends_of_its_children_wait(
+    world: PostgresWorld,
+) -> None:
     store = await world.open()
     world.worker(store)
     parent = await started_and_claimed(store, "p")

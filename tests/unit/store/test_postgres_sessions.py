@@ -6,7 +6,9 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import ClassVar
 
+import psycopg
 import pytest
 
 from onward._store.opening import open_store
@@ -16,14 +18,14 @@ from onward._store.postgres.session import Session
 from onward._store.postgres.statements import statement
 from onward._store.postgres.store import PostgresStore
 from onward.errors import FatalStoreError, OutcomeUnknown, StoreConflict, StoreError, TransientStoreError
-from tests.conformance.support import PostgresWorld, claim_one, entry, new, one, park, record, request, row, start
+from tests.conformance.support import PostgresWorld, claim_one, entry, new, one, park, record, row, start
 from tests.postgres.server import connection, url_with
 
 
 class RealWorld(PostgresWorld):
     """A schema on the server's own clock, as in production: statements are prepared."""
 
-    options: dict[str, object] = {}
+    options: ClassVar[dict[str, object]] = {}
 
     async def open(self) -> PostgresStore:
         store = open_store(url_with(schema=self.schema, **self.options))
@@ -34,7 +36,7 @@ class RealWorld(PostgresWorld):
 
 
 class PollOnlyWorld(RealWorld):
-    options = {"poll_only": 1}
+    options: ClassVar[dict[str, object]] = {"poll_only": 1}
 
 
 @pytest.fixture
@@ -86,7 +88,9 @@ async def test_a_life_goes_through_all_statements_and_survives_refused_ones_in_b
     assert await store.counts() == {"completed": 3}
 
 
-async def test_the_servers_clock_is_followed_and_never_the_machines(world: RealWorld, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_the_servers_clock_is_followed_and_never_the_machines(
+    world: RealWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
     store = await world.open()
     monkeypatch.setattr("time.time_ns", lambda: 0)  # this machine has lost its time
     before = store.now_us()
@@ -170,7 +174,7 @@ async def test_a_connection_lost_between_the_two_halves_of_a_careful_write_write
     sql = store._database.sql
     async with held as converse:
         await converse([sql["begin"].bind()])
-        store._committer.drop(session.psycopg.OperationalError("gone"))
+        store._committer.drop(psycopg.OperationalError("gone"))
         with pytest.raises(TransientStoreError, match="within a transaction"):
             await converse([sql["commit"].bind()], commits=True)
     assert await one(store, JournalOp(fence, (entry(1),))) == APPLIED
@@ -264,7 +268,7 @@ async def test_a_listener_whose_connection_was_ended_listens_again(world: RealWo
     first, second = await world.open(), await world.open()
     async with heard_by(first) as event:
         before = first._listener.session.connection_count
-        first._listener.session.drop(session.psycopg.OperationalError("cut"))
+        first._listener.session.drop(psycopg.OperationalError("cut"))
         await until(event)  # what was committed meanwhile nobody else tells
         assert first._listener.session.connection_count == before + 1
         event.clear()

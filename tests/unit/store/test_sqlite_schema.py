@@ -138,7 +138,7 @@ async def test_times_are_integers_and_tables_are_strict(world: SqliteWorld) -> N
         conn.execute("SELECT name, strict FROM pragma_table_list WHERE name LIKE 'onward_%' AND type = 'table'")
     )
     conn.close()
-    assert len(tables) == 8
+    assert len(tables) == 9
     assert set(tables.values()) == {1}
 
 

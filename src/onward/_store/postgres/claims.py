@@ -7,14 +7,17 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from onward._store.postgres.statements import Value, as_json
+from onward._store.postgres.floors import Floors, Look
+from onward._store.postgres.statements import Call, Value, as_json
 from onward._store.records import JOURNAL_FORMAT, Claimed, ClaimRequest, Loaded
 
 if TYPE_CHECKING:
     from onward._store.postgres.database import Database
+    from onward._store.postgres.pool import SessionPool
     from onward._store.postgres.session import Session
 
-_claims = msgspec.json.Decoder(tuple[int, list[Claimed]])
+_claims = msgspec.json.Decoder(tuple[list[Claimed], Look])
+_look = msgspec.json.Decoder(Look)
 _histories = msgspec.json.Decoder(list[Loaded])
 _ids = msgspec.json.Decoder(list[str])
 
@@ -26,22 +29,39 @@ async def _ask(
     return (await session.run(calls, commits=commits))[place][0]
 
 
-async def claim(session: Session, database: Database, request: ClaimRequest) -> list[Claimed]:
+async def claim(
+    session: Session, readers: SessionPool, database: Database, floors: Floors, request: ClaimRequest
+) -> list[Claimed]:
     """Take up to `limit` rows."""
-    values: dict[str, Value] = {
-        "worker": request.worker,
-        "queue": request.queue,
+    queue, alone, only = request.queue, request.alone, request.only
+    limit = 1 if alone else request.limit
+    filters: dict[str, Value] = {
+        "queue": queue,
         "types": as_json(request.types),
-        "version": request.version,
         "code_version": request.code_version,
         "format": int(request.version.partition("/")[0]),
-        "alone": request.alone,
-        "limit": 1 if request.alone else request.limit,
-        "only": None if request.only is None else as_json(request.only),
+        "alone": alone,
     }
-    name = "claim_due" if request.only is None else "claim_only"
-    now, claimed = _claims.decode(await _ask(session, database, name, commits=True, **values) or b"[0,[]]")
-    database.clock.observe(now)
+    values: dict[str, Value] = {**filters, "worker": request.worker, "version": request.version, "limit": limit}
+    if only is not None:
+        answer = await _ask(session, database, "claim_only", commits=True, **values, only=as_json(only))
+        claimed, look = _claims.decode(answer or b"")
+        database.clock.observe(look.now)
+        return claimed
+    floor = floors.of(queue, alone)
+    if floor is None:
+        answer = await _ask(session, database, "claim_due", commits=True, **values)
+    else:
+        answer = await _ask(session, database, "claim_from", commits=True, **values, floors=as_json(floor))
+    claimed, look = _claims.decode(answer or b"")
+    database.clock.observe(look.now)
+    floors.claimed(queue, alone, look, len(claimed), limit)
+
+    async def look_at_everything() -> Look:
+        async with readers.session() as reader:
+            return _look.decode(await _ask(reader, database, "look_at_everything", **filters) or b"")
+
+    floors.look_beside(queue, alone, look_at_everything)
     return claimed
 
 
@@ -53,6 +73,7 @@ async def load(session: Session, database: Database, workflow_ids: Sequence[str]
 async def next_due(
     session: Session,
     database: Database,
+    floors: Floors,
     queues: Sequence[str],
     types: Sequence[str],
     code_version: str,
@@ -69,8 +90,17 @@ async def next_due(
         "alone": alone,
         "format": JOURNAL_FORMAT,
     }
-    names = ("next_due", "next_held_back") if only is None else ("next_due_only",)
-    calls, place = database.whole([database.sql[name].bind(**values) for name in names])
+    wanted: list[Call] = []
+    if only is not None:
+        wanted.append(database.sql["next_due_only"].bind(**values))
+    else:
+        low = {queue: floor for queue in queues if (floor := floors.of(queue, alone)) is not None}
+        for queue, floor in low.items():
+            wanted.append(database.sql["next_due_from"].bind(**values, queue=queue, floors=as_json(floor)))
+        others = as_json([queue for queue in queues if queue not in low])
+        wanted.append(database.sql["next_due"].bind(**{**values, "queues": others}))
+        wanted.append(database.sql["next_held_back"].bind(**values))
+    calls, place = database.whole(wanted)
     found = (await session.run(calls))[place]
     return min((int(at) for at in found if at is not None), default=None)
 

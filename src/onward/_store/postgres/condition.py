@@ -49,7 +49,7 @@ def durability(settings: Mapping[str, str]) -> Iterator[Finding]:
         yield Finding(
             check="durability",
             level="ok",
-            text=f"fsync=on, full_page_writes=on, synchronous_commit={settings.get('synchronous_commit')}: what is committed stays",
+            text=f"fsync=on, full_page_writes=on, synchronous_commit={data['synchronous_commit']}: what is committed stays",
             data=data,
         )
 
@@ -98,11 +98,11 @@ def _holder(what: str, name: str, seconds: int | None, age: int) -> Finding | No
         return None
     since = f"for {span(seconds)}" if seconds is not None else f"over {age:,} transactions"
     words, cure = {
-        "transaction": ("an open transaction", "end it: SELECT pg_terminate_backend(PID); idle_in_transaction_session_timeout ends such"),
+        "transaction": ("an open transaction", "SELECT pg_terminate_backend(PID); or set idle_in_transaction_session_timeout"),
         "standby": ("a standby with hot_standby_feedback", "end the long query on the standby"),
         "prepared": ("a prepared transaction", "COMMIT PREPARED or ROLLBACK PREPARED it"),
         "slot": ("a replication slot", "let its consumer catch up"),
-        "idle slot": ("a replication slot that nobody reads", f"if it is not needed any more: SELECT pg_drop_replication_slot('{name}')"),
+        "idle slot": ("a replication slot that nobody reads", f"if it is of no use: SELECT pg_drop_replication_slot('{name}')"),
     }[what]  # fmt: skip
     return Finding(
         check="horizon",

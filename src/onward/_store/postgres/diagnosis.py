@@ -22,9 +22,11 @@ from onward._store.postgres.migrations import OLDEST_SERVER, applied_migrations,
 from onward._store.postgres.objects import names_of, own_objects, statement_of
 from onward._store.postgres.roles import RIGHTS, role_name
 from onward._store.postgres.statements import as_json
+from onward._store.postgres.transfer import read_moves
 from onward._store.postgres.upkeep import Connection, ask_for, connection, is_no_database
 from onward._store.quantities import span
 from onward._store.schema import pending_migrations
+from onward._store.transfer import move_findings
 from onward.errors import ConfigurationError, SchemaError
 
 if TYPE_CHECKING:
@@ -64,14 +66,10 @@ async def diagnose(database: Database, *, thorough: bool) -> Diagnosis:
             found += [one async for one in _way(conn, database, server)]
             found += condition.durability(server.settings)
             found += await condition.connections(conn, database, server.settings)
-            schema = [one async for one in _schema(conn, database)]
-            found += schema
-            if not any(finding.is_unusable for finding in schema):
-                rights = [one async for one in _rights(conn, database)]
-                found += rights
+            if await _all_well(found, _rights(conn, database)) and await _all_well(found, _schema(conn, database)):
                 found += await condition.tables(conn, database, server.settings)
-                if not any(finding.is_unusable for finding in rights):
-                    work = await read_work(conn, database, thorough=thorough)
+                found += move_findings(await read_moves(conn, database))
+                work = await read_work(conn, database, thorough=thorough)
             found += await condition.horizon(conn, database, may_see_all=server.may_see_all)
     except psycopg.Error as error:
         if is_no_database(error):
@@ -82,6 +80,13 @@ async def diagnose(database: Database, *, thorough: bool) -> Diagnosis:
             Finding(check="access", level="fail", text=str(classify(error, database=database.name)), is_unusable=True)
         )
     return Diagnosis(url=database.name, findings=tuple(found), work=work)
+
+
+async def _all_well(found: list[Finding], more: AsyncIterator[Finding]) -> bool:
+    """Add these findings; whether it makes sense to go on."""
+    new = [one async for one in more]
+    found += new
+    return not any(finding.is_unusable for finding in new)
 
 
 def _server(server: Server, conn: Connection) -> Iterator[Finding]:
@@ -139,7 +144,7 @@ async def _way(conn: Connection, database: Database, server: Server) -> AsyncIte
         yield Finding(
             check="pooler",
             level="fail",
-            text="a pooler in transaction mode is in between: LISTEN, prepared statements, settings and locks of a session get lost",
+            text="a pooler in transaction mode is in between: LISTEN, prepared statements, settings and session locks get lost",
             cure="add poll_only=1 to the URL (…?poll_only=1), or let the workers connect to the server itself",
             data=data,
         )
@@ -233,11 +238,17 @@ async def _schema(conn: Connection, database: Database) -> AsyncIterator[Finding
                 data=data,
             )
     for own in invalid:
+        place = database.address.quoted_schema
+        is_index = own.kind == "index"
         yield Finding(
-            check="indexes",
+            check="indexes" if is_index else "schema",
             level="fail",
-            text=f"index {own.name} is not valid: its making was interrupted",
-            cure=f"REINDEX INDEX CONCURRENTLY {database.address.quoted_schema}.{own.name};",
+            text=f"index {own.name} is not valid: its making was interrupted"
+            if is_index
+            else f"trigger {own.name} is off: signals and cancels of your transactions and of SQL do not arrive",
+            cure=f"REINDEX INDEX CONCURRENTLY {place}.{own.name};"
+            if is_index
+            else f"ALTER TABLE {place}.outbox ENABLE TRIGGER {own.name};",
             data=data,
         )
     if not missing and not invalid:
@@ -264,6 +275,8 @@ async def _rights(conn: Connection, database: Database) -> AsyncIterator[Finding
     )
     hidden = [table for table, rights, is_hidden, _ in rows if is_hidden and rights]
     held = {table: set(rights) for table, rights, _, _ in rows}
+    if not rows:
+        return  # there is no schema, or it has other tables: `schema` says it
     is_owner = all(owns for _, _, _, owns in rows)
     fits = [kind for kind, wanted in RIGHTS.items() if _has(held, wanted)]
     data = {"fits": fits, "is_owner": is_owner, "hidden": hidden}
@@ -272,7 +285,8 @@ async def _rights(conn: Connection, database: Database) -> AsyncIterator[Finding
             check="rights",
             level="fail",
             text=f"row-level security hides every row of {', '.join(hidden)} from this role",
-            cure=f"connect as the schema's owner, or be given a role of: onward migrate --roles (GRANT {role_name(schema, 'worker')} TO …)",
+            cure="connect as the schema's owner, or be given a role of `onward migrate --roles`: "
+            f"GRANT {role_name(schema, 'worker')} TO …",
             data=data,
             is_unusable=True,
         )

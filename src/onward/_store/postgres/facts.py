@@ -37,6 +37,7 @@ async def _read(conn: Connection, database: Database, *, thorough: bool) -> Work
     async def read(name: str, type: Any, **values: int) -> Any:
         return await ask_for(conn, database, name, type, **values)
 
+    await conn.execute("SET LOCAL statement_timeout = 0")
     clock = await ask(conn, database, "read_clock")
     samples = {
         name: await read(f"sample_{name}", Sample, limit=EXAMPLES, **more)

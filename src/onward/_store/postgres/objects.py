@@ -13,9 +13,9 @@ from typing import Literal, TypeAlias
 from onward._store.postgres.statements import PACKAGE, place
 from onward._store.schema import load_migrations
 
-Kind: TypeAlias = Literal["table", "view", "index", "function"]
+Kind: TypeAlias = Literal["table", "view", "index", "function", "trigger"]
 _MADE = re.compile(
-    r"^CREATE (?:OR REPLACE )?(?:UNIQUE )?(?P<kind>TABLE|VIEW|INDEX|FUNCTION) (?:onward\.)?(?P<name>[a-z_]+)",
+    r"^CREATE (?:OR REPLACE )?(?:UNIQUE |CONSTRAINT )?(?P<kind>TABLE|VIEW|INDEX|FUNCTION|TRIGGER) (?:onward\.)?(?P<name>[a-z_]+)",
     re.MULTILINE,
 )
 _INDEX = re.compile(r"^CREATE (?:UNIQUE )?INDEX (?P<name>[a-z_]+)\s.*?;$", re.MULTILINE | re.DOTALL)

@@ -12,6 +12,7 @@ from onward._store.records import Filter, JournalRow, WorkerInfo, WorkflowRow
 
 if TYPE_CHECKING:
     from onward._store.postgres.database import Database
+    from onward._store.postgres.pool import SessionPool
     from onward._store.postgres.session import Session
 
 _LAST = 250_000_000_000_000_000
@@ -81,3 +82,50 @@ async def counts(session: Session, database: Database) -> dict[str, int]:
 async def workers(session: Session, database: Database) -> list[WorkerInfo]:
     """Every worker row, newest first."""
     return _workers.decode(await _ask(session, database, "list_workers") or b"[]")
+
+
+class PostgresReads:
+    """See base.Reads: a part of `PostgresStore`."""
+
+    _database: Database
+    _readers: SessionPool
+
+    async def get(self, workflow_id: str) -> WorkflowRow | None:
+        """One workflow, or None."""
+        async with self._readers.session() as session:
+            return await get(session, self._database, workflow_id)
+
+    async def seed(self, workflow_id: str) -> str | None:
+        """Its seed, or None."""
+        async with self._readers.session() as session:
+            return await seed(session, self._database, workflow_id)
+
+    async def outcomes(self, workflow_ids: Sequence[str]) -> list[WorkflowRow]:
+        """Those of these workflows that are final."""
+        async with self._readers.session() as session:
+            return await outcomes(session, self._database, workflow_ids)
+
+    async def journal(self, workflow_id: str) -> list[JournalRow]:
+        """All entries in seq order."""
+        async with self._readers.session() as session:
+            return await journal(session, self._database, workflow_id)
+
+    async def children(self, workflow_id: str) -> list[WorkflowRow]:
+        """Direct children, oldest first."""
+        async with self._readers.session() as session:
+            return await children(session, self._database, workflow_id)
+
+    async def counts(self) -> dict[str, int]:
+        """Number of workflows by status."""
+        async with self._readers.session() as session:
+            return await counts(session, self._database)
+
+    async def workers(self) -> list[WorkerInfo]:
+        """Every worker row, newest first."""
+        async with self._readers.session() as session:
+            return await workers(session, self._database)
+
+    async def list(self, filter: Filter) -> list[WorkflowRow]:
+        """A page, newest first. (Last in the class: below it, `list` means this method.)"""
+        async with self._readers.session() as session:
+            return await list_page(session, self._database, filter)

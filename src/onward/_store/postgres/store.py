@@ -10,20 +10,22 @@ from __future__ import annotations
 import asyncio
 import contextvars
 from collections.abc import Callable, Sequence
-from typing import Any, TypeAlias, TypeVar
+from typing import Any, TypeVar
 
 from onward._store.base import Clock
 from onward._store.diagnosis import Diagnosis, Removal
 from onward._store.operations import Fence, JournalOp, Op, Outcome
-from onward._store.postgres import claims, diagnosis, mailbox, pruning, reads, removal
+from onward._store.postgres import claims, diagnosis, mailbox, pruning, removal
 from onward._store.postgres.address import parse_address
 from onward._store.postgres.database import Database
+from onward._store.postgres.floors import Floors
 from onward._store.postgres.hub import Hub
 from onward._store.postgres.journal import write
 from onward._store.postgres.leases import PostgresLeases
 from onward._store.postgres.listener import Listener
 from onward._store.postgres.migrations import ensure_schema, schema_sql
 from onward._store.postgres.pool import SessionPool
+from onward._store.postgres.reads import PostgresReads
 from onward._store.postgres.roles import roles_sql
 from onward._store.postgres.session import Session
 from onward._store.postgres.statements import as_json
@@ -31,18 +33,17 @@ from onward._store.postgres.steps import LIMIT_S, StepRunner
 from onward._store.postgres.transfer import PostgresTransfer, check_serving
 from onward._store.postgres.within import CallersWrites
 from onward._store.pruning import PruneBatch, PruneRequest
-from onward._store.records import Claimed, ClaimRequest, Filter, Inbox, JournalRow, Loaded, WorkerInfo, WorkflowRow
+from onward._store.records import Claimed, ClaimRequest, Inbox, Loaded
 from onward._store.scripts import Script
 from onward._store.within.base import Caller, CallerOp
 
 T = TypeVar("T")
-Rows: TypeAlias = list[WorkflowRow]
 READERS = 2
 NEWSLESS = frozenset({JournalOp})
 """Operations that make nothing due and end nothing."""
 
 
-class PostgresStore:
+class PostgresStore(PostgresReads):
     """See base.Store."""
 
     transaction_limit_s = LIMIT_S
@@ -60,6 +61,7 @@ class PostgresStore:
         self._listener = Listener(self._database)
         self._hub = Hub(self._database, self._listener.session)
         self._steps = StepRunner(self._database)
+        self._floors = Floors(self._hub.heard)
         self._callers = CallersWrites(self._database)
 
     # --- life ---
@@ -79,6 +81,7 @@ class PostgresStore:
         """Close every connection and thread; idempotent."""
         for end in list(self._ends):
             end()
+        await self._floors.close()
         await self._hub.close()
         await self._listener.close()
         await self._committer.close()
@@ -130,7 +133,7 @@ class PostgresStore:
         """Take due rows."""
         probe = self._database.probe
         probe("claim:before-commit")
-        claimed = await claims.claim(self._claims, self._database, request)
+        claimed = await claims.claim(self._claims, self._readers, self._database, self._floors, request)
         probe("claim:after-commit")
         return claimed
 
@@ -184,7 +187,9 @@ class PostgresStore:
         alone: bool = False,
     ) -> int | None:
         """The earliest time at which a row is claimable."""
-        return await claims.next_due(self._claims, self._database, queues, types, code_version, only, alone=alone)
+        return await claims.next_due(
+            self._claims, self._database, self._floors, queues, types, code_version, only, alone=alone
+        )
 
     def subscribe(self, notify: Callable[[], None]) -> Callable[[], None]:
         """Call `notify` on this loop soon after a commit of any process."""
@@ -228,45 +233,3 @@ class PostgresStore:
     async def drop_schema(self, *, force: bool = False) -> Removal:
         """Remove Onward's own tables, views and functions, and the schema if nothing else is in it."""
         return await removal.drop_schema(self._database, force=force)
-
-    # --- reads for people ---
-
-    async def get(self, workflow_id: str) -> WorkflowRow | None:
-        """One workflow, or None."""
-        async with self._readers.session() as session:
-            return await reads.get(session, self._database, workflow_id)
-
-    async def seed(self, workflow_id: str) -> str | None:
-        """Its seed, or None."""
-        async with self._readers.session() as session:
-            return await reads.seed(session, self._database, workflow_id)
-
-    async def outcomes(self, workflow_ids: Sequence[str]) -> Rows:
-        """Those of these workflows that are final."""
-        async with self._readers.session() as session:
-            return await reads.outcomes(session, self._database, workflow_ids)
-
-    async def journal(self, workflow_id: str) -> list[JournalRow]:
-        """All entries in seq order."""
-        async with self._readers.session() as session:
-            return await reads.journal(session, self._database, workflow_id)
-
-    async def children(self, workflow_id: str) -> Rows:
-        """Direct children, oldest first."""
-        async with self._readers.session() as session:
-            return await reads.children(session, self._database, workflow_id)
-
-    async def counts(self) -> dict[str, int]:
-        """Number of workflows by status."""
-        async with self._readers.session() as session:
-            return await reads.counts(session, self._database)
-
-    async def workers(self) -> list[WorkerInfo]:
-        """Every worker row, newest first."""
-        async with self._readers.session() as session:
-            return await reads.workers(session, self._database)
-
-    async def list(self, filter: Filter) -> Rows:
-        """A page, newest first. (Last in the class: below it, `list` means this method.)"""
-        async with self._readers.session() as session:
-            return await reads.list_page(session, self._database, filter)

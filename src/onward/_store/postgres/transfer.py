@@ -53,6 +53,21 @@ def refuse_if_moving(database: Database, answer: bytes | None) -> None:
         raise StoreMoved(database.name, url) if role == "source" else StoreImporting(database.name, url)
 
 
+async def read_moves(conn: Connection, database: Database) -> dict[str, Move]:
+    """The marks, by role. Raises psycopg.Error."""
+    rows = await ask_for(conn, database, "read_moves", list[tuple[str, str, str, int, int | None, str | None]])
+    return {
+        role: Move(
+            copy_id=copy_id,
+            url=url,
+            began_at=began_at,
+            ended_at=ended_at,
+            position=None if position is None else _position.decode(position),
+        )
+        for role, copy_id, url, began_at, ended_at, position in rows
+    }
+
+
 class PostgresTransfer:
     """See base.Transfer."""
 
@@ -73,7 +88,7 @@ class PostgresTransfer:
                     f"{database.name} has no Onward schema, or an old one; run: onward migrate --url {database.name}"
                 )
             check_exact(known, applied, database=database.name)
-            moves = await self._read_moves(conn)
+            moves = await read_moves(conn, database)
             counted = await ask_for(conn, database, "count_rows", dict[str, int]) if counts else {}
             around = await ask_for(conn, database, "look_around", tuple[int, int, int, int, int])
             unfinished, running, workers, mail_id, size = around
@@ -125,7 +140,7 @@ class PostgresTransfer:
         """End all work here."""
 
         async def fence(conn: Connection) -> None:
-            known = (await self._read_moves(conn)).get("source")
+            known = (await read_moves(conn, self._database)).get("source")
             if known is not None:
                 self._check_copy(known, copy_id)
                 return
@@ -144,7 +159,7 @@ class PostgresTransfer:
         """Accept writes again."""
 
         async def unfence(conn: Connection) -> None:
-            known = (await self._read_moves(conn)).get("source")
+            known = (await read_moves(conn, self._database)).get("source")
             if known is None:
                 return
             self._check_copy(known, copy_id)
@@ -160,7 +175,7 @@ class PostgresTransfer:
         database = self._database
 
         async def mark(conn: Connection) -> None:
-            known = (await self._read_moves(conn)).get("target")
+            known = (await read_moves(conn, self._database)).get("target")
             if known is not None and known.copy_id == copy_id:
                 return
             await self._lock_tables(conn)
@@ -193,7 +208,7 @@ class PostgresTransfer:
         """Accept writes."""
 
         async def end(conn: Connection) -> None:
-            known = (await self._read_moves(conn)).get("target")
+            known = (await read_moves(conn, self._database)).get("target")
             if known is not None and known.copy_id == copy_id and known.ended_at is not None:
                 return
             if await ask(conn, self._database, "end_target", copy_id=copy_id) is None:
@@ -207,7 +222,7 @@ class PostgresTransfer:
         """Delete what was copied, and the mark."""
 
         async def empty(conn: Connection) -> None:
-            if (await self._read_moves(conn)).get("target") is None:
+            if (await read_moves(conn, self._database)).get("target") is None:
                 return
             if await ask(conn, self._database, "forget_target", copy_id=copy_id) is None:
                 raise ConfigurationError(f"{self._database.name} is open, or the target of another copy")
@@ -248,21 +263,6 @@ class PostgresTransfer:
         return sql.Identifier(self._database.address.schema, name)
 
     # ------------------------------------------------------------------ marks
-
-    async def _read_moves(self, conn: Connection) -> dict[str, Move]:
-        rows = await ask_for(
-            conn, self._database, "read_moves", list[tuple[str, str, str, int, int | None, str | None]]
-        )
-        return {
-            role: Move(
-                copy_id=copy_id,
-                url=url,
-                began_at=began_at,
-                ended_at=ended_at,
-                position=None if position is None else _position.decode(position),
-            )
-            for role, copy_id, url, began_at, ended_at, position in rows
-        }
 
     def _check_copy(self, known: Move, copy_id: str) -> None:
         if known.copy_id != copy_id:

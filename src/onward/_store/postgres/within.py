@@ -81,7 +81,7 @@ class CallersWrites:
         except GeneratorExit:  # nobody carries out statements any more
             raise
         except BaseException:
-            with contextlib.suppress(OnwardError):  # a connection that is lost has undone everything
+            with contextlib.suppress(Exception):  # a connection that is lost has undone everything; the first error counts
                 yield from self._undo(caller)
             raise
         if all(isinstance(outcome, (Applied, Started)) for outcome in outcomes):

@@ -26,6 +26,8 @@ from onward._store.sqlite.facts import file_pages, read_work, within
 from onward._store.sqlite.faults import classify
 from onward._store.sqlite.locks import is_held, lock_directory
 from onward._store.sqlite.migrations import applied_migrations, check_exists, known_migrations, own_objects, url_of
+from onward._store.sqlite.transfer import read_moves
+from onward._store.transfer import move_findings
 from onward.errors import ConfigurationError, FatalStoreError, SchemaError
 
 WAL_RESET_FIXED = ((3, 51, 3), (3, 50, 7), (3, 44, 6))
@@ -52,6 +54,7 @@ def diagnose(database: Database, *, thorough: bool) -> Diagnosis:
             schema = [*_schema(conn, database)]
             found += [*schema, *_durability(conn, database.path)]
             if not any(finding.is_unusable for finding in schema):
+                found += move_findings(read_moves(conn))
                 work = read_work(conn, database, thorough=thorough)
             found += [*_integrity(conn, thorough=thorough), *_size(conn, database.path)]
     except ConfigurationError as error:

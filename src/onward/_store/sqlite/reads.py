@@ -9,6 +9,7 @@ from typing import Any
 import msgspec
 
 from onward._store.records import Filter, JournalRow, WorkerInfo, WorkflowRow
+from onward._store.sqlite.threads import JobThreads
 from onward._store.statements import json_text, load_statements
 
 # The last step is found in the journal (backwards by its primary key): the column lags behind it on purpose.
@@ -85,3 +86,41 @@ def counts(conn: sqlite3.Connection) -> dict[str, int]:
 def workers(conn: sqlite3.Connection) -> list[WorkerInfo]:
     """Every worker row, newest first."""
     return _workers.decode(conn.execute(SQL["list_workers"]).fetchone()[0])
+
+
+class SqliteReads:
+    """See base.Reads: a part of `SqliteStore`."""
+
+    _readers: JobThreads
+
+    async def get(self, workflow_id: str) -> WorkflowRow | None:
+        """One workflow, or None."""
+        return await self._readers.call(lambda conn: get(conn, workflow_id))
+
+    async def seed(self, workflow_id: str) -> str | None:
+        """Its seed, or None."""
+        return await self._readers.call(lambda conn: seed(conn, workflow_id))
+
+    async def outcomes(self, workflow_ids: Sequence[str]) -> list[WorkflowRow]:
+        """Those of these workflows that are final."""
+        return await self._readers.call(lambda conn: outcomes(conn, workflow_ids))
+
+    async def journal(self, workflow_id: str) -> list[JournalRow]:
+        """All entries in seq order."""
+        return await self._readers.call(lambda conn: journal(conn, workflow_id))
+
+    async def children(self, workflow_id: str) -> list[WorkflowRow]:
+        """Direct children, oldest first."""
+        return await self._readers.call(lambda conn: children(conn, workflow_id))
+
+    async def counts(self) -> dict[str, int]:
+        """Number of workflows by status."""
+        return await self._readers.call(counts)
+
+    async def workers(self) -> list[WorkerInfo]:
+        """Every worker row, newest first."""
+        return await self._readers.call(workers)
+
+    async def list(self, filter: Filter) -> list[WorkflowRow]:
+        """A page, newest first. (Last in the class: below it, `list` means this method.)"""
+        return await self._readers.call(lambda conn: list_page(conn, filter))

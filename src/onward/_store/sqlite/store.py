@@ -11,20 +11,21 @@ import contextvars
 import sqlite3
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TypeAlias, TypeVar, cast
+from typing import TypeVar, cast
 
 from onward._store.base import Clock
 from onward._store.diagnosis import Diagnosis, Removal
 from onward._store.operations import LEASE_LOST, Fence, JournalOp, Op, Outcome
 from onward._store.pruning import PruneBatch, PruneRequest
-from onward._store.records import Claimed, ClaimRequest, Filter, Inbox, JournalRow, Loaded, WorkerInfo, WorkflowRow
+from onward._store.records import Claimed, ClaimRequest, Inbox, Loaded
 from onward._store.scripts import Script
-from onward._store.sqlite import claims, diagnosis, mailbox, migrations, pruning, reads, removal
+from onward._store.sqlite import claims, diagnosis, mailbox, migrations, pruning, removal
 from onward._store.sqlite.connection import absolute, check_file_system, check_place, check_version, connect
 from onward._store.sqlite.database import Database, Probe
 from onward._store.sqlite.journal import apply_batch
 from onward._store.sqlite.leases import SqliteLeases
 from onward._store.sqlite.migrations import check_exists, ensure_schema, url_of
+from onward._store.sqlite.reads import SqliteReads
 from onward._store.sqlite.steps import StepConnection, refuse_inside_step, run_step
 from onward._store.sqlite.threads import JobThreads
 from onward._store.sqlite.transfer import SqliteTransfer, check_serving
@@ -32,11 +33,10 @@ from onward._store.sqlite.within import write_within
 from onward._store.within.base import Caller, CallerOp
 
 T = TypeVar("T")
-Rows: TypeAlias = list[WorkflowRow]
 READERS = 2
 
 
-class SqliteStore:
+class SqliteStore(SqliteReads):
     """See base.Store."""
 
     def __init__(self, path: str | Path, *, clock: Clock | None = None, probe: Probe | None = None) -> None:
@@ -232,37 +232,3 @@ class SqliteStore:
     async def drop_schema(self, *, force: bool = False) -> Removal:
         """Remove Onward's tables and lock files from the file."""
         return await asyncio.to_thread(removal.drop_schema, self._database, force=force)
-
-    # --- reads for people ---
-
-    async def get(self, workflow_id: str) -> WorkflowRow | None:
-        """One workflow, or None."""
-        return await self._readers.call(lambda conn: reads.get(conn, workflow_id))
-
-    async def seed(self, workflow_id: str) -> str | None:
-        """Its seed, or None."""
-        return await self._readers.call(lambda conn: reads.seed(conn, workflow_id))
-
-    async def outcomes(self, workflow_ids: Sequence[str]) -> Rows:
-        """Those of these workflows that are final."""
-        return await self._readers.call(lambda conn: reads.outcomes(conn, workflow_ids))
-
-    async def journal(self, workflow_id: str) -> list[JournalRow]:
-        """All entries in seq order."""
-        return await self._readers.call(lambda conn: reads.journal(conn, workflow_id))
-
-    async def children(self, workflow_id: str) -> Rows:
-        """Direct children, oldest first."""
-        return await self._readers.call(lambda conn: reads.children(conn, workflow_id))
-
-    async def counts(self) -> dict[str, int]:
-        """Number of workflows by status."""
-        return await self._readers.call(reads.counts)
-
-    async def workers(self) -> list[WorkerInfo]:
-        """Every worker row, newest first."""
-        return await self._readers.call(reads.workers)
-
-    async def list(self, filter: Filter) -> Rows:
-        """A page, newest first. (Last in the class: below it, `list` means this method.)"""
-        return await self._readers.call(lambda conn: reads.list_page(conn, filter))

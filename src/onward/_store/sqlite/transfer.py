@@ -59,7 +59,7 @@ class SqliteTransfer:
         conn = self._connection()
         try:
             _check_schema(conn, database)
-            moves = _read_moves(conn)
+            moves = read_moves(conn)
             counted = conn.execute(SQL["count_rows"]).fetchone()[0] if counts else "{}"
             around = conn.execute(SQL["look_around"], {"now": database.now_us()}).fetchone()[0]
         except sqlite3.Error as error:
@@ -111,7 +111,7 @@ class SqliteTransfer:
         """End all work here."""
 
         def fence(conn: sqlite3.Connection, now: int) -> None:
-            known = _read_moves(conn).get("source")
+            known = read_moves(conn).get("source")
             if known is not None:
                 _check_copy(known, copy_id, f"{url_of(self._database)} was moved to {known.url} already")
                 return
@@ -130,7 +130,7 @@ class SqliteTransfer:
         """Accept writes again."""
 
         def unfence(conn: sqlite3.Connection, now: int) -> None:
-            known = _read_moves(conn).get("source")
+            known = read_moves(conn).get("source")
             if known is None:
                 return
             _check_copy(known, copy_id, f"{url_of(self._database)} was moved to {known.url}")
@@ -145,7 +145,7 @@ class SqliteTransfer:
         """Take an empty file for a copy."""
 
         def mark(conn: sqlite3.Connection, now: int) -> None:
-            known = _read_moves(conn).get("target")
+            known = read_moves(conn).get("target")
             if known is not None and known.copy_id == copy_id:
                 return
             if not conn.execute(SQL["is_empty"]).fetchone()[0]:
@@ -175,7 +175,7 @@ class SqliteTransfer:
         """Accept writes."""
 
         def end(conn: sqlite3.Connection, now: int) -> None:
-            known = _read_moves(conn).get("target")
+            known = read_moves(conn).get("target")
             if known is not None and known.copy_id == copy_id and known.ended_at is not None:
                 return
             if conn.execute(SQL["end_target"], {"copy_id": copy_id, "now": now}).rowcount != 1:
@@ -190,7 +190,7 @@ class SqliteTransfer:
         """Delete what was copied, and the mark."""
 
         def empty(conn: sqlite3.Connection, now: int) -> None:
-            known = _read_moves(conn).get("target")
+            known = read_moves(conn).get("target")
             if known is None:
                 return
             if conn.execute(SQL["forget_target"], {"copy_id": copy_id}).rowcount != 1:
@@ -225,7 +225,8 @@ def _check_schema(conn: sqlite3.Connection, database: Database) -> None:
     check_exact(known, applied, database=database.name)
 
 
-def _read_moves(conn: sqlite3.Connection) -> dict[str, Move]:
+def read_moves(conn: sqlite3.Connection) -> dict[str, Move]:
+    """The marks, by role."""
     rows = _moves.decode(conn.execute(SQL["read_moves"]).fetchone()[0])
     return {
         role: Move(

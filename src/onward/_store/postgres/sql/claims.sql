@@ -23,48 +23,96 @@ RETURNING due.n, json_build_array(
     onward.us(w.created_at), onward.us(w.started_at), w.queue, w.priority, w.partition, w.tags::text, w.parent_id,
     onward.us(w.deadline), w.version, w.code_version, w.divergences) AS row
 
--- name: claim_due
--- From the best priority on, in the order of the index; rows that others have locked are skipped. `from`: by priority, where in
--- the index to begin: before it this worker knows of nothing to take. [clock, rows]
-WITH RECURSIVE t AS MATERIALIZED (SELECT {now} AS now), k AS MATERIALIZED (
-    SELECT k.id FROM onward.workers AS k WHERE k.id = :worker AND NOT k.is_dead FOR SHARE
-), p (priority) AS (
+-- name: fragment_priorities
+-- p [priority]: those of the queue that have a claimable row, due or not, best first; each found by one probe.
+p (priority) AS (
     SELECT (SELECT w.priority FROM onward.workflows AS w
             WHERE w.queue = :queue AND w.next_run_at IS NOT NULL ORDER BY w.priority LIMIT 1)
     UNION ALL
     SELECT (SELECT w.priority FROM onward.workflows AS w
             WHERE w.queue = :queue AND w.next_run_at IS NOT NULL AND w.priority > p.priority ORDER BY w.priority LIMIT 1)
     FROM p WHERE p.priority IS NOT NULL
-), found AS MATERIALIZED (
-    SELECT d.id FROM k CROSS JOIN p CROSS JOIN LATERAL (
-        SELECT w.id FROM onward.workflows AS w
-        WHERE w.queue = :queue AND w.priority = p.priority AND w.next_run_at <= (SELECT t.now FROM t)
-          AND {claimable} AND {fits}
-        ORDER BY w.next_run_at, w.id LIMIT :limit FOR UPDATE SKIP LOCKED
-    ) AS d WHERE p.priority IS NOT NULL LIMIT :limit
-), due AS MATERIALIZED (
+)
+
+-- name: fragment_claimer
+-- The worker's own row is locked against being declared dead meanwhile.
+k AS MATERIALIZED (
+    SELECT k.id FROM onward.workers AS k WHERE k.id = :worker AND NOT k.is_dead FOR SHARE
+)
+
+-- name: fragment_taken
+-- found [id, priority, next_run_at] → [clock, [clock, microseconds it took, last next_run_at by priority], rows]
+due AS MATERIALIZED (
     SELECT f.id, row_number() OVER () AS n FROM found AS f
 ), taken AS (
     {take}
 )
-SELECT json_build_array(onward.us((SELECT t.now FROM t)), (SELECT coalesce(json_agg(k.row ORDER BY k.n), '[]') FROM taken AS k));
+SELECT json_build_array(
+    (SELECT coalesce(json_agg(k.row ORDER BY k.n), '[]') FROM taken AS k),
+    json_build_array(onward.us((SELECT t.now FROM t)), onward.us(clock_timestamp()) - onward.us((SELECT t.began FROM t)), (
+        SELECT coalesce(json_object_agg(l.priority, l.last), '{}')
+        FROM (SELECT f.priority, onward.us(max(f.next_run_at)) AS last FROM found AS f GROUP BY f.priority) AS l)))
+
+-- name: claim_due
+-- From the best priority on, in the order of the index; rows that others have locked are skipped.
+WITH RECURSIVE t AS MATERIALIZED (SELECT {now} AS now, clock_timestamp() AS began), {claimer}, {priorities}, found AS MATERIALIZED (
+    SELECT d.id, d.priority, d.next_run_at FROM k CROSS JOIN p CROSS JOIN LATERAL (
+        SELECT w.id, w.priority, w.next_run_at FROM onward.workflows AS w
+        WHERE w.queue = :queue AND w.priority = p.priority AND w.next_run_at <= (SELECT t.now FROM t)
+          AND {claimable} AND {fits}
+        ORDER BY w.next_run_at, w.id LIMIT :limit FOR UPDATE SKIP LOCKED
+    ) AS d WHERE p.priority IS NOT NULL LIMIT :limit
+), {taken};
+
+-- name: claim_from
+-- The same for known priorities, each from its floor on: it walks no dead entries before that (floors.py).
+WITH t AS MATERIALIZED (SELECT {now} AS now, clock_timestamp() AS began), {claimer}, p AS MATERIALIZED (
+    SELECT e.key::integer AS priority, onward.at(e.value::bigint) AS floor
+    FROM json_each_text(:floors) AS e (key, value) ORDER BY 1
+), found AS MATERIALIZED (
+    SELECT d.id, d.priority, d.next_run_at FROM k CROSS JOIN p CROSS JOIN LATERAL (
+        SELECT w.id, w.priority, w.next_run_at FROM onward.workflows AS w
+        WHERE w.queue = :queue AND w.priority = p.priority
+          AND w.next_run_at >= p.floor AND w.next_run_at <= (SELECT t.now FROM t)
+          AND {claimable} AND {fits}
+        ORDER BY w.next_run_at, w.id LIMIT :limit FOR UPDATE SKIP LOCKED
+    ) AS d LIMIT :limit
+), {taken};
+
+-- name: look_at_everything
+-- Beside such claims, without a lock: the first claimable row of each priority. [clock, microseconds it took, by priority]
+WITH RECURSIVE t AS MATERIALIZED (SELECT {now} AS now, clock_timestamp() AS began), {priorities}, first AS MATERIALIZED (
+    SELECT p.priority, (
+        SELECT onward.us(w.next_run_at) FROM onward.workflows AS w
+        WHERE w.queue = :queue AND w.priority = p.priority AND w.next_run_at IS NOT NULL
+          AND {claimable} AND (w.next_run_at > (SELECT t.now FROM t) OR {fits})
+        ORDER BY w.next_run_at, w.id LIMIT 1) AS at
+    FROM p WHERE p.priority IS NOT NULL
+), seen AS MATERIALIZED (
+    SELECT coalesce(json_object_agg(f.priority, f.at), '{}') AS times FROM first AS f WHERE f.at IS NOT NULL
+)
+SELECT json_build_array(onward.us((SELECT t.now FROM t)), onward.us(clock_timestamp()) - onward.us((SELECT t.began FROM t)), s.times)
+FROM seen AS s;
+
+-- name: next_due_from
+-- The first claimable row of one queue at or after the floors.
+WITH t AS MATERIALIZED (SELECT {now} AS now)
+SELECT onward.us(min((
+    SELECT w.next_run_at FROM onward.workflows AS w
+    WHERE w.queue = :queue AND w.priority = e.key::integer AND w.next_run_at >= onward.at(e.value::bigint)
+      AND {claimable} AND (w.next_run_at > (SELECT t.now FROM t) OR {fits})
+    ORDER BY w.next_run_at, w.id LIMIT 1)))
+FROM json_each_text(:floors) AS e (key, value);
 
 -- name: claim_only
 -- The same among given ids, by the primary key.
-WITH t AS MATERIALIZED (SELECT {now} AS now), k AS MATERIALIZED (
-    SELECT k.id FROM onward.workers AS k WHERE k.id = :worker AND NOT k.is_dead FOR SHARE
-), found AS MATERIALIZED (
+WITH t AS MATERIALIZED (SELECT {now} AS now, clock_timestamp() AS began), {claimer}, found AS MATERIALIZED (
     SELECT w.id, w.priority, w.next_run_at
     FROM k CROSS JOIN (SELECT DISTINCT i.id FROM json_array_elements_text(:only) AS i (id)) AS o
     JOIN onward.workflows AS w ON w.id = ANY (ARRAY[o.id])
     WHERE w.queue = :queue AND w.next_run_at <= (SELECT t.now FROM t) AND {claimable} AND {fits}
     ORDER BY w.priority, w.next_run_at, w.id LIMIT :limit FOR UPDATE OF w SKIP LOCKED
-), due AS MATERIALIZED (
-    SELECT f.id, row_number() OVER (ORDER BY f.priority, f.next_run_at, f.id) AS n FROM found AS f
-), taken AS (
-    {take}
-)
-SELECT json_build_array(onward.us((SELECT t.now FROM t)), (SELECT coalesce(json_agg(k.row ORDER BY k.n), '[]') FROM taken AS k));
+), {taken};
 
 -- name: load_histories
 -- By one statement, so from one snapshot, begun after the claim has committed. Primary keys and mailbox_unread.

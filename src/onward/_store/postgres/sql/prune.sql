@@ -1,5 +1,5 @@
 -- Pruning. The looks lock nobody. What is deleted is locked first, in order of id, passing over what others have locked, and a
--- tree goes in one transaction, however large it is: nobody has to wait for that here.
+-- tree goes in one transaction, however large it is: nobody has to wait for that here. Joins: see the head of journal.sql.
 -- The weight of a workflow is 1 and its journal's highest number: what its deletion costs, roughly.
 
 -- name: old_roots
@@ -22,17 +22,17 @@ FROM (
 WITH RECURSIVE t (id) AS (
     SELECT :root::text COLLATE "C"
     UNION
-    SELECT c.id FROM t CROSS JOIN LATERAL (SELECT w.id FROM onward.workflows AS w WHERE w.parent_id = t.id) AS c
+    SELECT c.id FROM t CROSS JOIN LATERAL (SELECT w.id FROM onward.workflows AS w WHERE w.parent_id = ANY (ARRAY[t.id])) AS c
 )
 SELECT coalesce(json_agg(json_build_array(w.id,
     1 + coalesce((SELECT max(j.seq) FROM onward.journal AS j WHERE j.workflow_id = w.id), 0),
     w.finished_at IS NOT NULL AND w.finished_at < onward.at(:before))), '[]')
-FROM t JOIN onward.workflows AS w ON w.id = t.id;
+FROM t JOIN onward.workflows AS w ON w.id = ANY (ARRAY[t.id]);
 
 -- name: lock_old
 -- Of these, those that are old still and that nobody else holds; ids in their order.
 WITH locked AS MATERIALIZED (
-    SELECT w.id FROM json_array_elements_text(:ids) AS i (id) JOIN onward.workflows AS w ON w.id = i.id
+    SELECT w.id FROM json_array_elements_text(:ids) AS i (id) JOIN onward.workflows AS w ON w.id = ANY (ARRAY[i.id])
     WHERE w.finished_at < onward.at(:before) ORDER BY w.id FOR UPDATE OF w SKIP LOCKED
 )
 SELECT coalesce(json_agg(l.id), '[]') FROM locked AS l;
@@ -40,27 +40,27 @@ SELECT coalesce(json_agg(l.id), '[]') FROM locked AS l;
 -- name: children_of
 -- Of these, by a statement begun after their locks: nothing can be added to a tree whose rows are locked.
 SELECT coalesce(json_agg(json_build_array(c.id, c.parent_id)), '[]')
-FROM json_array_elements_text(:ids) AS i (id) JOIN onward.workflows AS c ON c.parent_id = i.id;
+FROM json_array_elements_text(:ids) AS i (id) JOIN onward.workflows AS c ON c.parent_id = ANY (ARRAY[i.id]);
 
 -- name: delete_journals
-DELETE FROM onward.journal AS j USING json_array_elements_text(:ids) AS i (id) WHERE j.workflow_id = i.id;
+DELETE FROM onward.journal AS j USING json_array_elements_text(:ids) AS i (id) WHERE j.workflow_id = ANY (ARRAY[i.id]);
 
 -- name: delete_mail
 -- By mailbox_token, which has the rows without a token too.
-DELETE FROM onward.mailbox AS m USING json_array_elements_text(:ids) AS i (id) WHERE m.workflow_id = i.id;
+DELETE FROM onward.mailbox AS m USING json_array_elements_text(:ids) AS i (id) WHERE m.workflow_id = ANY (ARRAY[i.id]);
 
 -- name: delete_waiters
 -- Both ends of a wait; by the primary key, and by waiters_waiting.
-DELETE FROM onward.waiters AS t USING json_array_elements_text(:ids) AS i (id) WHERE t.target = i.id;
+DELETE FROM onward.waiters AS t USING json_array_elements_text(:ids) AS i (id) WHERE t.target = ANY (ARRAY[i.id]);
 
 -- name: delete_waiting
-DELETE FROM onward.waiters AS t USING json_array_elements_text(:ids) AS i (id) WHERE t.waiter = i.id;
+DELETE FROM onward.waiters AS t USING json_array_elements_text(:ids) AS i (id) WHERE t.waiter = ANY (ARRAY[i.id]);
 
 -- name: delete_step_retries
-DELETE FROM onward.step_retries AS r USING json_array_elements_text(:ids) AS i (id) WHERE r.workflow_id = i.id;
+DELETE FROM onward.step_retries AS r USING json_array_elements_text(:ids) AS i (id) WHERE r.workflow_id = ANY (ARRAY[i.id]);
 
 -- name: delete_workflows
 WITH gone AS (
-    DELETE FROM onward.workflows AS w USING json_array_elements_text(:ids) AS i (id) WHERE w.id = i.id RETURNING 1
+    DELETE FROM onward.workflows AS w USING json_array_elements_text(:ids) AS i (id) WHERE w.id = ANY (ARRAY[i.id]) RETURNING 1
 )
 SELECT count(*) FROM gone;

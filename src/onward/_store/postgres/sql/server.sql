@@ -53,12 +53,15 @@ FROM pg_stat_user_tables AS t JOIN pg_class AS c ON c.oid = t.relid
 WHERE t.schemaname = :schema AND t.relname = ANY (ARRAY(SELECT json_array_elements_text(:tables)));
 
 -- name: look_at_objects
--- What is in the schema: [[kind, name, is valid]]; an index is not valid where its making was interrupted.
+-- What is in the schema: [[kind, name, is valid]]; an index is not valid where its making was interrupted, a trigger that is off.
 SELECT coalesce(json_agg(json_build_array(o.kind, o.name, o.is_valid) ORDER BY o.kind, o.name), '[]') FROM (
     SELECT CASE c.relkind WHEN 'i' THEN 'index' WHEN 'v' THEN 'view' ELSE 'table' END AS kind, c.relname AS name,
            coalesce(i.indisvalid AND i.indisready, true) AS is_valid
     FROM pg_class AS c JOIN pg_namespace AS n ON n.oid = c.relnamespace LEFT JOIN pg_index AS i ON i.indexrelid = c.oid
     WHERE n.nspname = :schema AND c.relkind IN ('r', 'p', 'v', 'i')
+    UNION
+    SELECT 'trigger', t.tgname, t.tgenabled IN ('O', 'A') FROM pg_trigger AS t JOIN pg_class AS c ON c.oid = t.tgrelid
+    JOIN pg_namespace AS n ON n.oid = c.relnamespace WHERE n.nspname = :schema AND NOT t.tgisinternal
     UNION
     SELECT 'function', p.proname, true FROM pg_proc AS p JOIN pg_namespace AS n ON n.oid = p.pronamespace WHERE n.nspname = :schema
 ) AS o;
@@ -68,8 +71,8 @@ SELECT coalesce(json_agg(json_build_array(o.kind, o.name, o.is_valid) ORDER BY o
 SELECT coalesce(json_agg(json_build_array(
     c.relname,
     ARRAY(SELECT p.name FROM unnest(ARRAY['SELECT', 'INSERT', 'UPDATE', 'DELETE']) AS p (name)
-          WHERE has_table_privilege(c.oid, p.name)
-             OR (p.name <> 'DELETE' AND has_any_column_privilege(c.oid, p.name))),
+          WHERE has_schema_privilege(n.oid, 'USAGE')
+            AND (has_table_privilege(c.oid, p.name) OR (p.name <> 'DELETE' AND has_any_column_privilege(c.oid, p.name)))),
     row_security_active(c.oid) AND NOT EXISTS (
         SELECT 1 FROM pg_policy AS y
         WHERE y.polrelid = c.oid AND y.polpermissive

@@ -34,7 +34,8 @@ WITH r AS MATERIALIZED (
     FROM ROWS FROM (json_to_recordset(:rows::text::json) AS (id text, kind text, name text, token text, payload text))
         WITH ORDINALITY AS r (id, kind, name, token, payload, n)
 ), found AS MATERIALIZED (
-    SELECT w.id, w.status, w.epoch FROM onward.workflows AS w WHERE w.id IN (SELECT r.id FROM r)
+    SELECT w.id, w.status, w.epoch
+    FROM (SELECT DISTINCT r.id FROM r) AS i JOIN onward.workflows AS w ON w.id = ANY (ARRAY[i.id])
 ), sent AS (
     INSERT INTO onward.outbox (workflow_id, kind, name, token, payload)
     SELECT r.id, r.kind, r.name, r.token, r.payload::json FROM r JOIN found AS f ON f.id = r.id

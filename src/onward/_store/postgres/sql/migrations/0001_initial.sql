@@ -116,7 +116,8 @@ CREATE TABLE onward.outbox (
 ) WITH (autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 1000, autovacuum_vacuum_cost_delay = 0);
 
 CREATE FUNCTION onward.deliver_outbox() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER
-    SET search_path = pg_catalog, pg_temp SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off
+    SET search_path = pg_catalog, pg_temp
+    SET enable_seqscan = off SET enable_bitmapscan = off SET enable_hashjoin = off SET enable_mergejoin = off SET jit = off
 AS $$
 DECLARE
     at timestamptz;
@@ -126,15 +127,15 @@ BEGIN
         RETURN NULL;
     END IF;
     -- All rows to be written, in order of id: the targets, and who hears of the end of one that never ran.
-    PERFORM FROM onward.workflows AS w WHERE w.id IN (
-        SELECT o.workflow_id FROM onward.outbox AS o WHERE o.transaction_id = NEW.transaction_id
+    PERFORM FROM (
+        SELECT o.workflow_id AS id FROM onward.outbox AS o WHERE o.transaction_id = NEW.transaction_id
         UNION
-        SELECT c.parent_id FROM onward.outbox AS o JOIN onward.workflows AS c ON c.id = o.workflow_id
+        SELECT c.parent_id FROM onward.outbox AS o JOIN onward.workflows AS c ON c.id = ANY (ARRAY[o.workflow_id])
         WHERE o.transaction_id = NEW.transaction_id AND o.kind = 'cancel'
         UNION
-        SELECT t.waiter FROM onward.outbox AS o JOIN onward.waiters AS t ON t.target = o.workflow_id
+        SELECT t.waiter FROM onward.outbox AS o JOIN onward.waiters AS t ON t.target = ANY (ARRAY[o.workflow_id])
         WHERE o.transaction_id = NEW.transaction_id AND o.kind = 'cancel'
-    ) ORDER BY w.id FOR UPDATE;
+    ) AS n JOIN onward.workflows AS w ON w.id = ANY (ARRAY[n.id]) ORDER BY w.id FOR UPDATE OF w;
     at := clock_timestamp();
     -- A target that has ended meanwhile gets nothing; one that never ran ends by a cancel; others are asked for it once.
     WITH moved AS (
@@ -145,29 +146,30 @@ BEGIN
             divergences = 0, diverged_by = NULL, updated_at = at, finished_at = at,
             error = '{"type":"WorkflowCancelled","message":"cancelled before it began","status":"cancelled"}'
         FROM (SELECT DISTINCT m.workflow_id AS id FROM moved AS m WHERE m.kind = 'cancel') AS x
-        WHERE w.id = x.id AND w.epoch = 0 AND w.status IN ('pending', 'waiting')
+        WHERE w.id = ANY (ARRAY[x.id]) AND w.epoch = 0 AND w.status IN ('pending', 'waiting')
         RETURNING w.id, w.parent_id, w.error
     ), letters AS MATERIALIZED (
         SELECT m.id AS place, m.workflow_id, m.kind, m.name, m.token, m.payload, NULL::json AS error
-        FROM moved AS m JOIN onward.workflows AS w ON w.id = m.workflow_id
+        FROM moved AS m JOIN onward.workflows AS w ON w.id = ANY (ARRAY[m.workflow_id])
         WHERE m.kind = 'signal' OR w.cancel_requested_at IS NULL AND NOT EXISTS (
             SELECT FROM moved AS e WHERE e.workflow_id = m.workflow_id AND e.kind = 'cancel' AND e.id < m.id)
         UNION ALL
         SELECT 0, e.parent_id, 'child', e.id, NULL, NULL, e.error FROM ended AS e WHERE e.parent_id IS NOT NULL
         UNION ALL
-        SELECT 0, t.waiter, 'child', e.id, NULL, NULL, e.error FROM ended AS e JOIN onward.waiters AS t ON t.target = e.id
+        SELECT 0, t.waiter, 'child', e.id, NULL, NULL, e.error
+        FROM ended AS e JOIN onward.waiters AS t ON t.target = ANY (ARRAY[e.id])
     ), mailed AS (
         INSERT INTO onward.mailbox (workflow_id, kind, name, token, payload, error, created_at)
         SELECT l.workflow_id, l.kind, l.name, l.token, l.payload, l.error, at
-        FROM letters AS l JOIN onward.workflows AS w ON w.id = l.workflow_id
+        FROM letters AS l JOIN onward.workflows AS w ON w.id = ANY (ARRAY[l.workflow_id])
         WHERE w.status IN ('pending', 'running', 'waiting') AND w.id NOT IN (SELECT e.id FROM ended AS e)
         ORDER BY l.place
         ON CONFLICT (workflow_id, token) DO NOTHING
         RETURNING workflow_id, kind
     ), unwatched AS (
-        DELETE FROM onward.waiters AS t USING ended AS e WHERE t.target = e.id
+        DELETE FROM onward.waiters AS t USING ended AS e WHERE t.target = ANY (ARRAY[e.id])
     ), unread AS (
-        DELETE FROM onward.mailbox AS m USING ended AS e WHERE m.workflow_id = e.id
+        DELETE FROM onward.mailbox AS m USING ended AS e WHERE m.workflow_id = ANY (ARRAY[e.id])
     ), p AS (
         SELECT m.workflow_id AS id, count(*)::integer AS signals,
                (count(*) FILTER (WHERE m.kind = 'child'))::integer AS ends, bool_or(m.kind = 'cancel') AS forced
@@ -183,7 +185,7 @@ BEGIN
             ELSE least(w.next_run_at, at) END,
         cancel_requested_at = CASE WHEN p.forced THEN at ELSE w.cancel_requested_at END,
         updated_at = at
-    FROM p WHERE w.id = p.id;
+    FROM p WHERE w.id = ANY (ARRAY[p.id]);
     PERFORM pg_notify('onward:' || TG_TABLE_SCHEMA, '');
     RETURN NULL;
 END
