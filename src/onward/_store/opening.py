@@ -20,7 +20,8 @@ def open_store(url: str, clock: Clock | None = None, *, probe: Probe | None = No
     """The store of a URL: sqlite:///relative.db, sqlite:////absolute.db, postgresql://…/database or memory://.
 
     A PostgreSQL URL may have options: `schema=name` (default onward), `poll_only=1` behind a pooler in transaction mode, and
-    those of libpq. Nothing is touched before `Store.open`. `probe` is for fault tests and the testing kit. Raises ConfigurationError.
+    those of libpq. Nothing is touched before `Store.open`. `probe` is for fault tests and the testing kit. Raises
+    ConfigurationError.
     """
     scheme, separator, rest = url.partition("://")
     if not separator:

@@ -10,21 +10,28 @@ from typing import Any
 import psycopg
 import pytest
 
+from onward._engine.moving import Copying
 from onward._store.base import Transfer
-from onward._store.operations import Fence, SignalOp
+from onward._store.opening import open_store
+from onward._store.operations import Fence, FinishOp, SignalOp, StartOp
 from onward._store.postgres import transfer
-from onward.errors import StoreMoved, TransientStoreError
+from onward._store.records import Filter
+from onward.errors import FatalStoreError, StoreMoved, TransientStoreError
 from tests.conformance.support import (
     PostgresWorld,
+    RolesWorld,
     complete,
     entry,
+    new,
     one,
     record,
+    request,
     row,
     start,
     started_and_claimed,
 )
-from tests.postgres.server import connection, server_url
+from tests.postgres.roles import login_name
+from tests.postgres.server import connection, server_url, url_with
 
 MOVED = "OW002"
 
@@ -234,3 +241,40 @@ async def test_an_idle_schema_has_no_trigger_of_a_move(world: PostgresWorld) -> 
     await start(store)
     world.worker(store)
     await one(store, SignalOp("a", "go", "1", "t"))
+
+
+async def test_roles_are_told_and_only_the_migrator_can_move(tmp_path: Path) -> None:
+    """A worker's role cannot put up a fence, nor take it away; the triggers stop all roles, whatever these may read."""
+    world = RolesWorld(tmp_path)
+    try:
+        store = await world.open()
+        world.worker(store)
+        fence = await started_and_claimed(store)
+        own = {
+            kind: open_store(url_with(schema=world.schema, user=login_name(world.schema, kind))).transfer()
+            for kind in ("worker", "migrator")
+        }
+        with pytest.raises(FatalStoreError, match="lacks a privilege"):
+            await fenced(own["worker"])
+        await record(store, fence, entry(1))
+        await fenced(own["migrator"])
+        for op in (StartOp(new("late")), SignalOp("a", "go", "1", "t"), FinishOp(fence, "completed", "1")):
+            with pytest.raises(StoreMoved, match="there"):
+                await store.write([op])
+        with pytest.raises(StoreMoved):
+            await store.claim(request())
+        with pytest.raises(StoreMoved):
+            await store.check_serving()
+        with pytest.raises(FatalStoreError):
+            await own["worker"].unfence_source("copy")
+        target = open_store(f"sqlite:///{tmp_path}/there.db")
+        await target.open()
+        there = target.transfer()
+        await own["migrator"].unfence_source("copy")
+        await Copying(own["migrator"], there).move()
+        assert [row.id for row in await target.list(Filter())] == ["a"]
+        for side in (there, *own.values()):
+            await side.close()
+        await target.close()
+    finally:
+        await world.close()

@@ -22,7 +22,17 @@ WRITES = (
     "deliver_signals", "insert_workflows", "find_starts", "insert_waiters", "deliver_known_ends", "cancel_unbegun",
     "request_cancel", "strike_entries", "lock_step_or_refuse",
 )  # fmt: skip
-CLAIMS = ("claim_due", "claim_from", "claim_only", "look_at_everything", "next_due", "next_due_from", "release_not_held", "adopt_diverged", "next_held_back")
+CLAIMS = (
+    "claim_due",
+    "claim_from",
+    "claim_only",
+    "look_at_everything",
+    "next_due",
+    "next_due_from",
+    "release_not_held",
+    "adopt_diverged",
+    "next_held_back",
+)
 READS = ("load_histories", "read_mail", "read_signals", "list_final", "get_workflow", "release_orphans")
 PRUNINGS = (
     "old_roots", "tree", "lock_old", "children_of", "delete_journals", "delete_mail", "delete_waiters", "delete_waiting",

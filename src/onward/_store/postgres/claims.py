@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -23,7 +23,7 @@ _ids = msgspec.json.Decoder(list[str])
 
 
 async def _ask(
-    session: Session, database: Database, name: str, *, commits: bool = False, **values: Value
+    session: Session, database: Database, name: str, values: Mapping[str, Value], *, commits: bool = False
 ) -> bytes | None:
     calls, place = database.whole([database.sql[name].bind(**values)])
     return (await session.run(calls, commits=commits))[place][0]
@@ -44,22 +44,22 @@ async def claim(
     }
     values: dict[str, Value] = {**filters, "worker": request.worker, "version": request.version, "limit": limit}
     if only is not None:
-        answer = await _ask(session, database, "claim_only", commits=True, **values, only=as_json(only))
+        answer = await _ask(session, database, "claim_only", {**values, "only": as_json(only)}, commits=True)
         claimed, look = _claims.decode(answer or b"")
         database.clock.observe(look.now)
         return claimed
     floor = floors.of(queue, alone)
     if floor is None:
-        answer = await _ask(session, database, "claim_due", commits=True, **values)
+        answer = await _ask(session, database, "claim_due", values, commits=True)
     else:
-        answer = await _ask(session, database, "claim_from", commits=True, **values, floors=as_json(floor))
+        answer = await _ask(session, database, "claim_from", {**values, "floors": as_json(floor)}, commits=True)
     claimed, look = _claims.decode(answer or b"")
     database.clock.observe(look.now)
     floors.claimed(queue, alone, look, len(claimed), limit)
 
     async def look_at_everything() -> Look:
         async with readers.session() as reader:
-            return _look.decode(await _ask(reader, database, "look_at_everything", **filters) or b"")
+            return _look.decode(await _ask(reader, database, "look_at_everything", filters) or b"")
 
     floors.look_beside(queue, alone, look_at_everything)
     return claimed
@@ -67,7 +67,7 @@ async def claim(
 
 async def load(session: Session, database: Database, workflow_ids: Sequence[str]) -> list[Loaded]:
     """Histories, mail and retry states."""
-    return _histories.decode(await _ask(session, database, "load_histories", ids=as_json(workflow_ids)) or b"[]")
+    return _histories.decode(await _ask(session, database, "load_histories", {"ids": as_json(workflow_ids)}) or b"[]")
 
 
 async def next_due(
@@ -108,10 +108,10 @@ async def next_due(
 async def reconcile(session: Session, database: Database, worker_id: str, held: Sequence[tuple[str, int]]) -> list[str]:
     """Release what this worker has and does not hold."""
     rows = as_json([{"id": workflow_id, "epoch": epoch} for workflow_id, epoch in held])
-    answer = await _ask(session, database, "release_not_held", commits=True, worker=worker_id, held=rows)
+    answer = await _ask(session, database, "release_not_held", {"worker": worker_id, "held": rows}, commits=True)
     return _ids.decode(answer or b"[]")
 
 
 async def adopt_diverged(session: Session, database: Database, code_version: str) -> int:
     """Make rows due that other code versions, and never this one, could not replay."""
-    return int(await _ask(session, database, "adopt_diverged", commits=True, code_version=code_version) or 0)
+    return int(await _ask(session, database, "adopt_diverged", {"code_version": code_version}, commits=True) or 0)

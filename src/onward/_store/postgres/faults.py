@@ -52,7 +52,7 @@ FAULTS: dict[str, tuple[Kind, str]] = {
     "25P04": ("lost", "the server ended a transaction that took too long"),
     "25006": ("lost", "the server is read-only, a standby perhaps: another connection may find the new primary"),
     "25P02": ("lost", "the transaction had failed before"),
-    "0A000": ("lost", "a table was changed under a prepared statement"),
+    "0A000": ("lost", "the server is a standby, or a table was changed under a prepared statement"),
     "26000": ("fatal", _POOLER),
     "42P05": ("fatal", _POOLER),
     # concurrency and resources

@@ -90,9 +90,7 @@ class Floors:
         self._tasks.add(task)
         task.add_done_callback(self._looked)
 
-    async def _look(
-        self, queue: str, alone: bool, floor: Floor, look: Callable[[], Awaitable[Look]]
-    ) -> None:
+    async def _look(self, queue: str, alone: bool, floor: Floor, look: Callable[[], Awaitable[Look]]) -> None:
         pause_s = SHORTEST_PAUSE_S
         try:
             seen = await look()
