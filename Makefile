@@ -23,8 +23,8 @@ demo: $(STAMP) ## four systems, each killed half-way: a data pipeline, welcome m
 test: $(STAMP) ## the whole test suite, under 10 minutes (ARGS="-k word" to choose)
 	$(BIN)/pytest -n 2 --dist loadfile $(ARGS)
 
-chaos: $(STAMP) ## the fault suite at full length: every kill point, every N, longer random kills
-	ONWARD_LONG=1 $(BIN)/pytest tests/faults --timeout=900 $(ARGS)
+chaos: $(STAMP) ## the fault suites at full length: every kill point, every N, two minutes of chaos
+	ONWARD_LONG=1 $(BIN)/pytest -rfEP tests/faults tests/postgres --timeout=900 $(ARGS)
 
 check: $(STAMP) ## format, lint, types and the rules of the layout
 	$(BIN)/ruff format --check $(CODE)

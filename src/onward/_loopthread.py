@@ -33,8 +33,14 @@ class LoopThread:
         answer: concurrent.futures.Future[Any] = concurrent.futures.Future()
         tasks: list[asyncio.Task[Any]] = []
 
+        async def kept() -> Any:
+            try:
+                return await make()
+            except (SystemExit, KeyboardInterrupt) as error:  # out of a task these would end the loop
+                return _Left(error)
+
         def begin() -> None:
-            tasks.append(self._loop.create_task(make()))
+            tasks.append(self._loop.create_task(kept()))
             tasks[0].add_done_callback(lambda task: _pass_on(task, answer))
 
         def cancel() -> None:  # after `begin`, so there is a task
@@ -85,10 +91,19 @@ if hasattr(os, "register_at_fork"):  # not on Windows
     os.register_at_fork(after_in_child=lambda: _inherited.extend(_ending))
 
 
+class _Left:
+    """How a call ended that asks the process to end: the caller's thread raises it."""
+
+    def __init__(self, error: BaseException) -> None:
+        self.error = error
+
+
 def _pass_on(task: asyncio.Task[Any], answer: concurrent.futures.Future[Any]) -> None:
     if task.cancelled():
         answer.set_exception(asyncio.CancelledError())
     elif (error := task.exception()) is not None:
         answer.set_exception(error)
+    elif isinstance(result := task.result(), _Left):
+        answer.set_exception(result.error)
     else:
-        answer.set_result(task.result())
+        answer.set_result(result)

@@ -103,6 +103,8 @@ def start_op(bound: BoundWorkflow[Any]) -> StartOp:
 
 def signal_op(workflow_id: str, signal: Signal[T], value: T) -> SignalOp:
     """The message of a signal."""
+    if not isinstance(signal, Signal):
+        raise ConfigurationError(f"not a signal: {signal!r}; pass an onward.Signal: Signal('approved', bool)")
     return SignalOp(workflow_id, signal.name, signal.codec.encode(value), new_seed())
 
 

@@ -1,8 +1,8 @@
 """A client's writes in the transactions of its callers (`tx=`), on the caller's own thread or loop.
 
-Made by the clients, used by them and by their handles. It has no connection of its own and opens nothing: the statements come
-from the store of the client's URL, which is not open, and are carried out by an adapter of the caller's driver
-(`_store/within/`). So it works while the caller holds the database's only writer, and after a fork.
+Made by the clients, used by them and by their handles. It keeps no connection of its own: the statements come from the store of
+the client's URL, which is not open, and are carried out by an adapter of the caller's driver (`_store/within/`). So it works
+while the caller holds the database's only writer, and after a fork.
 """
 
 from __future__ import annotations

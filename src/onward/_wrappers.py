@@ -77,7 +77,7 @@ class Step(Generic[P, R_co]):
                     f"transactional step {spec.name!r} was called outside a workflow, where it has no transaction; "
                     "call .fn with a connection"
                 )
-            return _run_plainly(spec.fn, args, kwargs)
+            return _named(_run_plainly(spec.fn, args, kwargs), spec.fn)
         spec.result.resolve()
         result: Coroutine[Any, Any, R_co] = StepCall(execution, spec, args, kwargs)
         return result
@@ -220,6 +220,12 @@ class BoundWorkflow(Generic[R_co]):
 
     def __repr__(self) -> str:
         return f"<onward.BoundWorkflow {self.spec.name!r} of {_place(self.spec.fn)}>"
+
+
+def _named(call: Coroutine[Any, Any, Any], fn: Callable[..., Any]) -> Coroutine[Any, Any, Any]:
+    """The call under the function's name: Python says of a call that is forgotten, `coroutine 'charge' was never awaited`."""
+    call.__qualname__ = getattr(fn, "__qualname__", "step")  # type: ignore[attr-defined]  # the protocol lacks it
+    return call
 
 
 async def _run_plainly(fn: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:

@@ -104,7 +104,7 @@ class AsyncClient:
         refuse_in_workflow()
         loop = asyncio.get_running_loop()
         self._refuse_closed()
-        if self._open is None:
+        if self._open is None or self._open.has_failed:  # the database was away: each call tries anew
             self._open = Connection(self.url, migrate=self._migrate, codec=self._codec, clock=self._clock)
         elif self._open.loop is not loop:
             raise WrongEventLoop(

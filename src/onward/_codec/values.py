@@ -6,8 +6,9 @@ a microsecond, its check included.
 
 from __future__ import annotations
 
+import math
 import os
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 from onward._codec.compare import compares_by_identity, cure, difference, shown
@@ -18,6 +19,10 @@ MAX_BYTES = int(os.environ.get("ONWARD_MAX_VALUE_BYTES") or 2_000_000)
 """The largest JSON text of one value, in bytes; the environment variable ONWARD_MAX_VALUE_BYTES overrides it."""
 MAX_DEPTH = 200
 """The deepest nesting; far below Python's recursion limit, so that what could be written can be read from any stack."""
+
+
+MAX_SEARCHED = 10_000
+"""How many parts of a value may be waiting to be searched for what an error message names."""
 
 
 class ValueCodec:
@@ -101,6 +106,12 @@ class ValueCodec:
         try:
             back = self._decode(data)
         except Exception as error:  # see decode()
+            if number := _first(value, lambda part: isinstance(part, float) and not math.isfinite(part)):
+                raise CodecError(
+                    f"{shown(number[0])} cannot be JSON, which has no NaN or infinity: use None (annotated `float | None`) or "
+                    "a string in its place",
+                    where=self.where,
+                ) from error
             raise CodecError(
                 f"{shown(value)} does not fit the annotation {hint_name(self._hint)}: {error}; correct the annotation or "
                 "the value",
@@ -134,9 +145,25 @@ class ValueCodec:
             message = f"the value is nested deeper than {MAX_DEPTH} levels; flatten it"
         elif isinstance(error, UnicodeEncodeError):
             message = f"{shown(value)} has a lone surrogate, which is no text; decode it rightly or pass bytes"
+        elif call := _first(value, lambda part: isinstance(part, Awaitable)):
+            message = f"{shown(call[0])} was not awaited; write `await` before the call"
         else:
             message = f"{shown(value)} cannot be JSON: {error}; return plain data, a dataclass, or a model of that data"
         return CodecError(message, where=self.where)
+
+
+def _first(value: object, is_sought: Callable[[object], bool]) -> tuple[object] | None:
+    """The first part of plain nested data that is sought, in a tuple; for messages only."""
+    left = [value]
+    while left and len(left) < MAX_SEARCHED:
+        part = left.pop()
+        if is_sought(part):
+            return (part,)
+        if isinstance(part, dict):
+            left += reversed(part.values())
+        elif isinstance(part, (list, tuple, set, frozenset)):
+            left += reversed(tuple(part))
+    return None
 
 
 def _depth(data: bytes) -> int:

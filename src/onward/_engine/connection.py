@@ -57,6 +57,12 @@ class Connection:
         self._calls: set[Call] = set()
         self._opening: asyncio.Task[None] | None = None
 
+    @property
+    def has_failed(self) -> bool:
+        """Whether it could not be opened: it is of no use any more, and holds nothing."""
+        opening = self._opening
+        return opening is not None and opening.done() and (opening.cancelled() or opening.exception() is not None)
+
     async def opened(self) -> Self:
         """Open once, however many callers come first."""
         if self._opening is None:

@@ -11,6 +11,7 @@ failed attempt, unless it can be shown that another attempt would only replay it
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -63,6 +64,9 @@ def judge(
         case Returned():
             return Verdict(fence, FinishOp(fence, "completed", result=ending.result))
         case Cancelled(timed_out=True):
+            runner.engine.log.warning(
+                "workflow %s has timed out and is failed", runner.row.id, extra={"workflow_id": runner.row.id}
+            )
             record = note("WorkflowTimedOut", "the workflow's own timeout passed", status="timed_out")
             return Verdict(fence, FinishOp(fence, "failed", error=record, cancels_children=True))
         case Cancelled():
@@ -93,15 +97,23 @@ def _judge_error(
     attempt = row.attempts + 1
     is_last = attempt >= row.max_attempts and row.id not in (engine.options.only or ())[:1]  # `run` may be run again
     engine.tell_error(runner, error, is_final=is_certain or is_last)
+    is_told = bool(engine.options.only)  # `run` raises the error; nobody else is there to try again
+    level = logging.DEBUG if is_told else logging.ERROR if is_certain or is_last else logging.WARNING
+    said = {"workflow_id": row.id, "attempt": attempt}
+    what = " ".join(short(describe(error)).split())
     if is_certain or is_last:
+        engine.log.log(
+            level, "workflow %s failed in attempt %d of %d and is not tried again: %s",
+            row.id, attempt, row.max_attempts, what, extra=said,
+        )  # fmt: skip
         first = min(recorded) if recorded else None
         record = describe(error, runner.spec.raises, seq=first)
         return Verdict(runner.fence, FinishOp(runner.fence, "failed", error=record, spends_attempt=True))
     backoff = runner.spec.backoff
     wait = workflow_backoff(attempt) if backoff is None else backoff.delay_before(attempt + 1, engine.rng)
-    engine.log.warning(
-        "workflow %s failed in attempt %d of %d and is tried again in %.0f s: %s",
-        row.id, attempt, row.max_attempts, wait, type(error).__name__, extra={"workflow_id": row.id, "attempt": attempt},
+    engine.log.log(
+        level, "workflow %s failed in attempt %d of %d and is tried again in %.0f s: %s",
+        row.id, attempt, row.max_attempts, wait, what, extra=said,
     )  # fmt: skip
     failing = tentative.key if tentative is not None else None
     retries = tuple(state for state in runner.steps.states() if state.key != failing)
@@ -112,7 +124,7 @@ def _judge_error(
 
 def _replay_without(runner: Runner, kept: Sequence[Entry]) -> bool | None:
     """Whether timers are pending after a replay of the history without the struck entries; None if it is not accepted."""
-    execution = runner.engine.new_execution(runner.row, runner.spec, 0)
+    execution = runner.engine.new_execution(runner.row, runner.spec, 0, is_quiet=True)
     try:
         execution.replay(kept)
     except NonDeterminismError:

@@ -253,8 +253,10 @@ class Engine:
         """The lease is known to hold and the worker is not stopping. Callable from any thread."""
         return self.lease.holds and not self.dispatcher.is_stopping
 
-    def new_execution(self, row: Claimed, spec: WorkflowSpec, seq_floor: int) -> Execution:
-        """A core for this row; `seq_floor` is the highest journal number in use, struck-out entries included."""
+    def new_execution(self, row: Claimed, spec: WorkflowSpec, seq_floor: int, *, is_quiet: bool = False) -> Execution:
+        """A core for this row; `seq_floor` is the highest journal number in use, struck-out entries included. One that only
+        tries the history again is quiet: what there is to say of the workflow's code has been said."""
+        tell = lambda text: self.log.warning("workflow %s: %s", row.id, text, extra={"workflow_id": row.id})  # noqa: E731
         return Execution(
             spec,
             row.payload,
@@ -268,7 +270,7 @@ class Engine:
             recorded_code_version=row.code_version,
             recorded_version=row.version,
             seq_floor=seq_floor,
-            note=lambda text: self.log.warning("workflow %s: %s", row.id, text, extra={"workflow_id": row.id}),
+            note=(lambda _: None) if is_quiet else tell,
         )
 
     def check_replay(self, row: Claimed, spec: WorkflowSpec, history: Sequence[Entry], core: Execution) -> None:
@@ -276,7 +278,7 @@ class Engine:
         is_stuck = isinstance(core.ending, Raised) and isinstance(core.ending.error, WorkflowStuck)
         if not self.options.checks_replay or is_stuck:  # no replay sees that nothing will ever come
             return
-        again = self.new_execution(row, spec, 0)
+        again = self.new_execution(row, spec, 0, is_quiet=True)
         diverged: NonDeterminismError | None = None
         try:
             try:

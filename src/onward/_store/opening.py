@@ -25,7 +25,7 @@ def open_store(url: str, clock: Clock | None = None, *, probe: Probe | None = No
     """
     scheme, separator, rest = url.partition("://")
     if not separator:
-        hint = f"; for a file write sqlite:///{url}" if url else ""
+        hint = f"; for a file write sqlite:///{url}" if url and ":" not in url else ""
         raise ConfigurationError(f"{url!r} is not a database URL{hint or f'; {_FORMS}'}")
     if scheme.lower() in ("postgresql", "postgres"):
         return _postgres_store(url, clock, probe)

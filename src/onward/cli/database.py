@@ -35,11 +35,16 @@ class Opened:
 
 
 @asynccontextmanager
-async def opened(settings: Settings, *, creates: bool = False, is_quiet: bool = False) -> AsyncIterator[Opened]:
+async def opened(
+    settings: Settings, *, creates: bool = False, is_quiet: bool = False, is_all: bool = False
+) -> AsyncIterator[Opened]:
     """The database that the options name, open. Says on stderr which one, unless `is_quiet` (--json).
 
-    Without `creates` a missing file or schema is an error and nothing is made.
+    Without `creates` a missing file or schema is an error and nothing is made. `is_all`: what this command does in it needs
+    no other process, so that it may be a database in memory.
     """
+    if not is_all:
+        _refuse_memory(settings)
     if creates and not is_quiet:
         announce(settings)
     client = AsyncClient(settings.url, _migrate=creates)
@@ -62,16 +67,28 @@ def unusable() -> Iterator[None]:
         raise Failure(str(error), UNUSABLE) from error
 
 
+def _refuse_memory(settings: Settings) -> None:
+    url = database_url(settings.url)
+    if url.startswith("memory:"):
+        raise Failure(
+            f"{url} is gone when this command ends, and no other process sees it: name a file (--url sqlite:///onward.db), "
+            "or use onward run",
+            UNUSABLE,
+        )
+
+
 def checked_url(settings: Settings) -> str:
     """The absolute URL of the database that the options name; nothing is opened."""
     with unusable():
         return open_store(database_url(settings.url)).url
 
 
-def announce(settings: Settings) -> str:
-    """Say on stderr which database is meant before it is opened, and perhaps made; returns its URL."""
+def announce(settings: Settings, *, creates: bool = True) -> str:
+    """Say on stderr which database is meant before it is opened, and with `creates` perhaps made; returns its URL."""
     url = checked_url(settings)
-    is_new = url.startswith("sqlite:") and not Path(place(url)).exists()
+    is_new = (
+        creates and url.startswith("sqlite:") and Path(place(url)).parent.is_dir() and not Path(place(url)).exists()
+    )
     click.echo(f"database: {place(url)}{' (a new file)' if is_new else ''}", err=True)
     return url
 

@@ -23,7 +23,7 @@ FEWEST = 12
 QUERY = "SELECT kind, count(*) FROM documents GROUP BY kind"
 
 
-@click.command()
+@click.command(short_help="Kill the worker of a pipeline half-way; prove nothing is lost.")
 @click.option("--items", type=click.IntRange(FEWEST, 5000), default=600, show_default=True, help="How many documents.")
 @click.option(
     "--dir",

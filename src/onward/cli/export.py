@@ -14,7 +14,7 @@ WRONG = 2
 IN_FLIGHT = ("pending", "running", "waiting")
 
 
-@click.command()
+@click.command(short_help="Export histories, to replay them with changed code.")
 @common_options
 @click.argument("workflow_ids", metavar="[ID]...", nargs=-1)
 @click.option("--type", "type_name", metavar="NAME", help="Without IDs: workflows of this type only.")
@@ -57,10 +57,18 @@ async def _export(
             click.echo(await database.client.handle(workflow_ids[0]).export())
             return
         chosen = workflow_ids or await _in_flight(database, type_name, limit)
-        folder.mkdir(parents=True, exist_ok=True)  # noqa: ASYNC240  # this loop has nothing else to do
+        if not chosen:
+            click.echo("no workflows fit", err=True)
         for workflow_id in dict.fromkeys(chosen):
             path = folder / f"{workflow_id.replace('/', '~')}.json"
-            path.write_text(await database.client.handle(workflow_id).export() + "\n", encoding="utf-8")
+            text = await database.client.handle(workflow_id).export() + "\n"
+            try:
+                folder.mkdir(parents=True, exist_ok=True)  # noqa: ASYNC240  # this loop has nothing else to do
+                path.write_text(text, encoding="utf-8")
+            except OSError as error:
+                raise Failure(
+                    f"{path} cannot be written: {error.strerror or error}; name another --to", WRONG
+                ) from error
             click.echo(str(path))
 
 

@@ -5,8 +5,11 @@ Imported by each run of `onward`, so it imports nothing that is slow: no asyncio
 
 from __future__ import annotations
 
+import contextlib
+import difflib
 import importlib
 import sys
+from collections.abc import Iterator
 from typing import Any
 
 import click
@@ -79,10 +82,26 @@ class LazyGroup(click.Group):
         assert isinstance(command, click.Command)
         return command
 
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """The command that the arguments name; one that is nearly spelled so is offered."""
+        if args and not args[0].startswith("-") and args[0] not in COMMANDS:
+            near = difflib.get_close_matches(args[0], COMMANDS, n=1)
+            cure = f"is {near[0]!r} meant?" if near else f"there are {', '.join(COMMANDS)}"
+            raise click.UsageError(f"there is no command {args[0]!r}: {cure}", ctx)
+        return super().resolve_command(ctx, args)
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Read the options before the command's name."""
+        with _usage_on_one_line(ctx):
+            return super().parse_args(ctx, args)
+
     def invoke(self, ctx: click.Context) -> Any:
         """Run; errors of Onward end it with `error: …` on stderr, and with a traceback too under --log-level debug."""
         try:
-            return super().invoke(ctx)
+            with _usage_on_one_line(ctx):
+                return super().invoke(ctx)
         except Failure as failure:
             _show_traceback(ctx)
             raise failure from None
@@ -92,6 +111,22 @@ class LazyGroup(click.Group):
         except KeyboardInterrupt:
             click.echo(err=True)
             ctx.exit(130)
+
+
+@contextlib.contextmanager
+def _usage_on_one_line(ctx: click.Context) -> Iterator[None]:
+    """What click has to say about wrong usage has the form of every other error; `onward` alone shows the help."""
+    try:
+        yield
+    except click.UsageError as error:
+        if type(error).__name__ == "NoArgsIsHelpError":  # not in click 8.1, which prints the help and exits
+            raise
+        ctx = error.ctx or ctx
+        message = error.format_message().rstrip(".")
+        message = message[:1].lower() + message[1:]
+        usage = "; usage: " + " ".join(ctx.command.get_usage(ctx).removeprefix("Usage: ").split())
+        cure = usage if isinstance(error, click.MissingParameter) else f"; see: {ctx.command_path} --help"
+        raise Failure(message + cure, error.exit_code) from error
 
 
 def _show_traceback(ctx: click.Context) -> None:

@@ -23,10 +23,11 @@ import msgspec
 
 from onward.cli.settings import Failure
 from onward.definitions import Workflow
-from onward.errors import CodecError, OnwardError
+from onward.errors import CodecError, ConfigurationError, OnwardError, SchemaError
 from onward.worker import Lifespan
 
 BAD_INPUT = 2
+LIBRARY = Path(__file__).resolve().parents[1]
 
 
 def load_module(name: str) -> ModuleType:
@@ -36,7 +37,13 @@ def load_module(name: str) -> ModuleType:
         if name.endswith(".py") or os.sep in name:
             return _load_file(Path(name))
         return importlib.import_module(name)
-    except (Failure, OnwardError):
+    except Failure:
+        raise
+    except ConfigurationError as error:  # a definition that cannot work: the place says which
+        if isinstance(error, SchemaError):
+            raise
+        raise Failure(f"{error}{_place_of(error)}", BAD_INPUT) from error
+    except OnwardError:
         raise
     except ModuleNotFoundError as error:
         if ":" in name:
@@ -89,14 +96,21 @@ def _put_on_path(directory: Path) -> None:
 
 def _import_failed(name: str, error: BaseException) -> str:
     """One line: what happened, and the last place in it that is not the import system's."""
-    frames = [
-        f for f in traceback.extract_tb(error.__traceback__) if "importlib" not in f.filename and f.filename != __file__
-    ]
     if isinstance(error, SyntaxError):
         place = f" ({error.filename}, line {error.lineno})"
         return f"importing {name!r} failed: {type(error).__name__}: {error.msg}{place}"
-    place = f" ({frames[-1].filename}, line {frames[-1].lineno})" if frames else ""
+    place = _place_of(error)
     return f"importing {name!r} failed: {type(error).__name__}: {error}{place}; --log-level debug shows the traceback"
+
+
+def _place_of(error: BaseException) -> str:
+    """The file and line of the user's code that raised it, in parentheses; empty if there is none."""
+    frames = [
+        frame
+        for frame in traceback.extract_tb(error.__traceback__)
+        if "importlib" not in frame.filename and not Path(frame.filename).is_relative_to(LIBRARY)
+    ]
+    return f" ({frames[-1].filename}, line {frames[-1].lineno})" if frames else ""
 
 
 def workflows_of(module: ModuleType) -> dict[str, Workflow[..., Any]]:
@@ -165,8 +179,12 @@ def find_workflow(target: str) -> Workflow[..., Any]:
     workflows = workflows_of(module)
     found = workflows.get(name) or next((w for w in workflows.values() if w.name == name), None)
     if found is None:
-        known = ", ".join(sorted(workflows)) or "none"
-        raise Failure(f"{_place(module)} has no workflow {name!r}; there is {known}", BAD_INPUT)
+        known = f"there is {', '.join(sorted(workflows))}" if workflows else "it has none"
+        if hasattr(module, name):
+            raise Failure(
+                f"{name!r} in {_place(module)} is no workflow (@onward.workflow makes one); {known}", BAD_INPUT
+            )
+        raise Failure(f"{_place(module)} has no workflow {name!r}; {known}", BAD_INPUT)
     return found
 
 
@@ -176,7 +194,7 @@ def arguments_of(workflow: Workflow[..., Any], text: str | None) -> tuple[tuple[
     if json[0] not in "[{":
         raise Failure(
             f"the arguments are a JSON array (by position) or object (by name), not {json[:80]}; "
-            f"for one argument write '[{json[:80]}]'",
+            f"for one argument write '[{_as_json(json[:80])}]'",
             BAD_INPUT,
         )
     try:
@@ -189,8 +207,18 @@ def arguments_of(workflow: Workflow[..., Any], text: str | None) -> tuple[tuple[
     except CodecError as error:  # its cure speaks of stored JSON; here it was typed just now
         raise Failure(f"{error.where}: {error.__cause__ or error}", BAD_INPUT) from error
     except TypeError as error:
-        raise Failure(str(error), BAD_INPUT) from error
+        takes = inspect.signature(workflow.fn).replace(return_annotation=inspect.Signature.empty)
+        raise Failure(f"{error}; it takes {takes}", BAD_INPUT) from error
     return args, kwargs
+
+
+def _as_json(text: str) -> str:
+    """A text as it was typed if that is JSON, else as a JSON string."""
+    try:
+        msgspec.json.decode(text)
+    except msgspec.DecodeError:
+        return msgspec.json.encode(text).decode()
+    return text
 
 
 def _place(module: ModuleType) -> str:

@@ -17,7 +17,7 @@ from onward.errors import OnwardError, SchemaError
 REFUSED, BAD_USAGE = 4, 2
 
 
-@click.command()
+@click.command(short_help="Create, upgrade, print or remove the schema.")
 @common_options
 @click.option("--check", is_flag=True, help="Change nothing; exit with 5 if there is something to do.")
 @click.option("--sql", is_flag=True, help="Print the statements that make the schema, and do nothing else.")
@@ -47,7 +47,7 @@ def migrate(settings: Settings, check: bool, sql: bool, roles: bool, drop: bool,
 
 
 def _bring_up_to_date(settings: Settings, *, check: bool) -> None:
-    url = announce(settings)
+    url = announce(settings, creates=not check)
     try:
         with unusable():
             asyncio.run(_open(url, migrate=False))

@@ -16,6 +16,8 @@ from onward.cli.start import FAILED, bound_workflow, ending
 from onward.errors import ConfigurationError, StoreError, StoreImporting, StoreMoved, WorkflowIdConflict
 from onward.info import WorkflowInfo
 
+INTERRUPTED = 130
+
 
 @click.command()
 @common_options
@@ -37,20 +39,25 @@ def run(settings: Settings, /, target: str, arguments: str | None, **options: An
     bound = bound_workflow(target, arguments, options)
 
     async def work() -> Any:
-        async with opened(settings, creates=True) as database:
+        async with opened(settings, creates=True, is_all=True) as database:
             click.echo(f"workflow: {workflow_id}", err=True)
             try:
                 return await database.client.run(bound)
             except (ConfigurationError, StoreError, StoreImporting, StoreMoved, WorkflowIdConflict):
                 raise
-            except Exception as error:  # whatever left the user's code
+            except (Exception, SystemExit) as error:  # whatever left the user's code
                 info = await database.client.handle(workflow_id).info()
                 raise Failure(_why(info, error), FAILED) from error
 
-    click.echo(msgspec.json.encode(asyncio.run(work())))
+    try:
+        result = asyncio.run(work())
+    except KeyboardInterrupt:
+        click.echo(f"\nstopped; to go on, run the same with --id {workflow_id}", err=True)
+        click.get_current_context().exit(INTERRUPTED)
+    click.echo(msgspec.json.encode(result))
 
 
-def _why(info: WorkflowInfo, error: Exception) -> str:
+def _why(info: WorkflowInfo, error: BaseException) -> str:
     if info.finished_at is not None:
         return ending(info)
     return (

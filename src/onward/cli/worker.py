@@ -134,7 +134,7 @@ def worker(
         is_quiet = as_log or (line is not None and line.place.is_quiet)
         with contextlib.ExitStack() as stack:
             probes = None if health_place is None else stack.enter_context(HealthServer(health_place, one.health)).url
-            async with opened(settings, creates=True, is_quiet=is_quiet):
+            async with opened(settings, creates=True, is_quiet=is_quiet, is_all=True):
                 pass  # whether it can be used is known before anything else begins
             shown = {"workflows": ", ".join(served), "queues": ", ".join(queues)}
             if probes is not None:

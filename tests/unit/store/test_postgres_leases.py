@@ -45,8 +45,8 @@ def kill(leases: Leases) -> None:
     keys = list(insides(leases)._proofs.values())
     leases.close()
     with connection() as conn:
-        for key in keys:  # granted as soon as it falls free
-            conn.execute("SELECT pg_advisory_lock(%s, %s)", (LOCK_CLASS, key))
+        for key in keys:  # granted as soon as it falls free, and given back at once
+            conn.execute("SELECT pg_advisory_xact_lock(%s, %s)", (LOCK_CLASS, key))
 
 
 def cut(leases: Leases) -> None:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import pytest
 
-from onward._store.scripts import Rows, Script, T, run, run_async
+from onward._store.scripts import Aside, Rows, Script, T, run, run_async
 
 Execute = Callable[[str, Mapping[str, object]], Rows]
 
@@ -46,6 +47,31 @@ def test_a_script_is_sent_the_rows_of_each_statement_and_returns_its_result(carr
 
     assert carry_out(script(), execute) == [1, 2]
     assert seen == ["one", "two"]
+
+
+@ways
+def test_a_call_aside_gives_rows_and_its_errors_as_a_statement_does(carry_out: Any) -> None:
+    def fail() -> Rows:
+        raise ValueError("no")
+
+    def script() -> Script[tuple[int, str]]:
+        [[number]] = yield Aside(lambda: [[7]]), {}
+        try:
+            yield Aside(fail), {}
+        except ValueError as error:
+            return number, str(error)
+        return number, ""
+
+    assert carry_out(script(), lambda sql, parameters: []) == (7, "no")
+
+
+@pytest.mark.parametrize(("carry_out", "is_here"), [(blocking, True), (asynchronous, False)])
+def test_a_call_aside_is_made_in_place_but_never_on_a_loop(carry_out: Any, is_here: bool) -> None:
+    def script() -> Script[bool]:
+        [[thread]] = yield Aside(lambda: [[threading.get_ident()]]), {}
+        return bool(thread == threading.get_ident())
+
+    assert carry_out(script(), lambda sql, parameters: []) is is_here
 
 
 @ways

@@ -59,6 +59,9 @@ class Call(Coroutine[Any, Any, T]):
     def __hash__(self) -> int:
         return self._number
 
+    def __repr__(self) -> str:
+        return f"<call of {self.key!r}>"
+
     def begin(self) -> Any:
         """Start it; returns what to await."""
         raise NotImplementedError

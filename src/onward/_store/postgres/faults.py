@@ -42,7 +42,10 @@ FAULTS: dict[str, tuple[Kind, str]] = {
     # the connection
     "08": ("lost", "the connection failed"),
     "08007": ("unknown", "the connection failed during a commit"),
-    "08P01": ("lost", "a pooler gives no server connection, or has dropped ours"),  # PgBouncer's code for all its own errors
+    "08P01": (
+        "lost",
+        "a pooler gives no server connection, or has dropped ours",
+    ),  # PgBouncer's code for all its own errors
     "57P01": ("lost", "the server ended the connection"),
     "57P02": ("lost", "the server crashed"),
     "57P03": ("lost", "the server is starting up or shutting down"),

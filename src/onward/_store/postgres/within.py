@@ -5,8 +5,8 @@ transaction, or nothing, whatever fails. A start inserts the workflow's row. A s
 row of its workflow stays free while the caller's transaction is open, and a deferred trigger delivers it and counts the wake at
 the commit (migration 0001). Workers hear of it by a notification that PostgreSQL sends with the commit.
 
-Once for each connection it is checked that it leads to the client's own database, and that the schema is there; for that the
-client asks its own database once. Nothing is created or migrated.
+Once for each connection it is checked that it leads to the client's own database, and once that the schema is there; for that
+the client asks its own database once. Nothing is created or migrated.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from weakref import WeakKeyDictionary
 import msgspec
 import psycopg
 
-from onward._store.operations import APPLIED, Applied, CancelOp, Outcome, SignalOp, Started, StartOp
+from onward._store.operations import APPLIED, LEASE_LOST, Applied, CancelOp, Outcome, SignalOp, Started, StartOp
 from onward._store.postgres import faults
 from onward._store.postgres.batch import Start
 from onward._store.postgres.mailbox import note_cancels, note_signals
@@ -65,7 +65,9 @@ class CallersWrites:
         self._place: str | None = None
         """Which server and database the client's own URL leads to, once it has been asked."""
         self._checked: WeakKeyDictionary[Any, str] = WeakKeyDictionary()
-        """Connections that have led there."""
+        """Connections, with where they have led."""
+        self._fitting: str | None = None
+        """Where the schema has been found to be there, and to fit this library."""
 
     def write(self, ops: Sequence[CallerOp], caller: Caller) -> Script[list[Outcome]]:
         """See `WritesWithin.write_within`."""
@@ -81,7 +83,9 @@ class CallersWrites:
         except GeneratorExit:  # nobody carries out statements any more
             raise
         except BaseException:
-            with contextlib.suppress(Exception):  # a connection that is lost has undone everything; the first error counts
+            with contextlib.suppress(
+                Exception
+            ):  # a connection that is lost has undone everything; the first error counts
                 yield from self._undo(caller)
             raise
         if all(isinstance(outcome, (Applied, Started)) for outcome in outcomes):
@@ -107,13 +111,15 @@ class CallersWrites:
                 f"tx= is {caller.title} to another database, named {name!r}, but this client works on {self._database.name}; "
                 "connect to that one, or give the client the URL of the connection's database"
             )
-        applied: list[AppliedMigration] = []
-        if has_schema:
-            [[text]] = yield from self._ask(caller, "read_migrations")
-            applied = [AppliedMigration(*row) for row in msgspec.json.decode(text)]
-        pending = pending_migrations(_known(), applied, database=self._database.name)
-        if pending:
-            raise behind(_known(), pending, self._database)
+        if place != self._fitting:
+            applied: list[AppliedMigration] = []
+            if has_schema:
+                [[text]] = yield from self._ask(caller, "read_migrations")
+                applied = [AppliedMigration(*row) for row in msgspec.json.decode(text)]
+            pending = pending_migrations(_known(), applied, database=self._database.name)
+            if pending:
+                raise behind(_known(), pending, self._database)
+            self._fitting = place
         self._checked[caller.connection] = place
 
     def _look_at_own_place(self) -> Rows:
@@ -129,13 +135,16 @@ class CallersWrites:
     def _apply(self, ops: Sequence[CallerOp], caller: Caller) -> Script[list[Outcome]]:
         outcomes: list[Outcome] = [APPLIED] * len(ops)
         starts = [Start(index, op) for index, op in enumerate(ops) if isinstance(op, StartOp)]
-        if starts:
+        while starts:
             answers = []
             for call in start_calls(self._database.sql, starts):
                 rows = yield from self._carry_out(caller, *_in_text(call))
                 answers.append(rows[0][0].encode() if rows else None)
             note_starts(answers[1], starts, outcomes)
-            yield from self._ask(caller, "tell_at_commit", channel=self._database.channel)
+            if LEASE_LOST not in outcomes:
+                yield from self._ask(caller, "tell_at_commit", channel=self._database.channel)
+                break
+            # An id that was taken at the insert, and free when it was looked for: its workflow was pruned in between.
         sent = [_sent_row(op) for op in ops if not isinstance(op, StartOp)]
         if sent:
             [[text]] = yield from self._ask(caller, "send", rows=as_json(sent).decode())
@@ -182,6 +191,9 @@ def _in_text(call: Call) -> tuple[str, dict[str, str]]:
 
 def _refusal(error: Exception, caller: Caller, database: str) -> OnwardError | None:
     """What to raise for an error of the caller's driver; None if it is none."""
+    moving = faults.moving_error(error, database=database)
+    if moving is not None:
+        return moving
     sqlstate: str | None = getattr(error, "sqlstate", None)
     text = " ".join(str(error).split()) or type(error).__name__
     if sqlstate is None and type(error).__module__.partition(".")[0] not in _DRIVERS:

@@ -102,7 +102,8 @@ def check_exists(database: Database) -> None:
     """Raise SchemaError if there is no file."""
     if not database.path.exists():
         raise SchemaError(
-            f"there is no database {database.name}; check the URL, or make it with: onward migrate --url {url_of(database)}"
+            f"there is no database {database.name}; check the URL and the working directory, or make it with: "
+            f"onward migrate --url {url_of(database)}"
         )
 
 

@@ -92,7 +92,7 @@ class AsyncCaller(Caller):
 
 
 class WritesWithin(Protocol):
-    """The part of a store that writes in callers' transactions. It need not be open, and never opens anything."""
+    """The part of a store that writes in callers' transactions. It need not be open, and keeps nothing open."""
 
     url: str
 
