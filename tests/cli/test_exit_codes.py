@@ -129,7 +129,36 @@ def test_the_help_of_the_group_lists_the_exit_codes_and_all_commands(cli: Cli) -
         assert f"\n  {name} " in text
 
 
-def test_an_unknown_command_is_a_usage_error(cli: Cli) -> None:
-    result = cli("lst")
+def test_an_unknown_command_is_a_usage_error_that_offers_the_one_that_is_nearly_spelled_so(cli: Cli) -> None:
+    result = cli("strat")
     assert result.exit_code == 2
-    assert "lst" in result.stderr
+    assert error_of(result.stderr) == "error: there is no command 'strat': is 'start' meant?; see: onward --help"
+    assert "there are cancel, copy, demo, " in error_of(cli("xyz").stderr)
+
+
+@pytest.mark.parametrize(
+    ("command", "words", "cure"),
+    [
+        (["ls", "--limit", "0"], "invalid value for '--limit': 0", "see: onward ls --help"),
+        (["ls", "--zzzz"], "--zzzz", "see: onward ls --help"),
+        (["--zzzz", "ls"], "--zzzz", "see: onward --help"),
+        (["--url"], "--url", "see: onward --help"),
+        (["ls", "--url"], "--url", "see: onward ls --help"),
+        (["show"], "missing argument 'ID'", "usage: onward show [OPTIONS] ID"),
+        (["show", "a", "b"], "got unexpected extra argument (b)", "see: onward show --help"),
+        (["migrate", "--yes"], "--yes and --force belong to --drop", "see: onward migrate --help"),
+    ],
+)
+def test_wrong_usage_is_one_line_like_every_other_error(cli: Cli, command: list[str], words: str, cure: str) -> None:
+    result = cli(*command)
+    assert result.exit_code == 2
+    assert result.stdout == ""
+    line = error_of(result.stderr)  # the wording between them is click's, and changes with its versions
+    assert words in line
+    assert line.endswith(f"; {cure}")
+
+
+def test_the_command_alone_shows_its_help(cli: Cli) -> None:
+    result = cli()
+    assert "Exit codes:" in result.output
+    assert "error:" not in result.output

@@ -45,3 +45,10 @@ def test_wrong_usage_and_unknown_ids_have_their_exit_codes(cli: Cli, lived_in: s
     assert cli("export", "a", "b", "--url", lived_in).exit_code == 2
     assert cli("export", "a", "--type", "b", "--to", str(tmp_path), "--url", lived_in).exit_code == 2
     assert cli("export", "nobody", "--url", lived_in).exit_code == 3
+
+
+def test_a_place_that_cannot_be_written_to_is_told_in_one_line(cli: Cli, lived_in: str, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    result = cli("export", "completed", "--to", str(tmp_path / "file" / "below"), "--url", lived_in)
+    assert result.exit_code == 2
+    assert result.stderr.splitlines()[-1].startswith(f"error: {tmp_path}/file/below/completed.json cannot be written: ")

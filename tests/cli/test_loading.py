@@ -59,6 +59,10 @@ def test_a_workflow_of_two_modules_counts_once(tmp_path: Path) -> None:
         ("raise SystemExit(3)\n", "SystemExit: 3"),
         ("x = 1\n", "has no workflow; decorate an async def function with @onward.workflow"),
         (f"{WORKFLOW}lifespan = 3\n", "must be an async context manager"),
+        (
+            "from onward import workflow\n\n@workflow\ndef one() -> int:\n    return 1\n",
+            "workflow 'one' is not async: write `async def one(…)` ({file}, line 3)",
+        ),
     ],
 )
 def test_a_module_that_cannot_be_used_is_bad_input_with_its_place(tmp_path: Path, text: str, message: str) -> None:

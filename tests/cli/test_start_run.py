@@ -51,6 +51,10 @@ def test_start_of_an_id_that_exists_gives_that_workflow_and_says_so(cli: Cli, fl
         ("hello", None, "missing a required argument: 'name'"),
         ("hello", "[1]", "argument 'name' of workflow 'hello': Expected `str`, got `int`"),
         ("hello", '"Ann"', "for one argument write '[\"Ann\"]'"),
+        ("hello", "Ann", "for one argument write '[\"Ann\"]'"),
+        ("hello", '{"nome": "Ann"}', "it takes (name: 'str', times: 'int' = 1)"),
+        ("greet", '["Ann"]', "'greet' in "),
+        ("greet", '["Ann"]', "is no workflow (@onward.workflow makes one)"),
         ("hello", '["Ann"', "are no JSON"),
         ("hello", '["Ann", 1, 2]', "too many positional arguments"),
         ("hello", '{"name": "Ann", "nome": "x"}', "nome"),
@@ -167,3 +171,18 @@ def test_migrate_makes_the_schema_once_and_check_makes_nothing(cli: Cli, tmp_pat
         result = cli(*args)
         assert (result.exit_code, result.stdout) == (0, "the schema is up to date\n")
         assert result.stderr == f"database: {tmp_path / 'onward.db'}\n"
+
+
+def test_run_takes_an_exit_in_the_workflow_for_an_error_of_it(cli: Cli, tmp_path: Path) -> None:
+    file = tmp_path / "onward_test_exits.py"
+    file.write_text("import sys, onward\n@onward.workflow\nasync def leave() -> None:\n    sys.exit(3)\n")
+    result = cli("run", f"{file}:leave", "--id", "x")
+    assert result.exit_code == 1
+    assert "error: SystemExit: 3; workflow 'x' is backing off" in result.stderr
+
+
+def test_start_refuses_a_database_in_memory_in_which_nobody_would_run_it(cli: Cli, flows: str) -> None:
+    result = cli("start", f"{flows}:hello", '["Ann"]', "--url", "memory://")
+    assert result.exit_code == 5
+    assert result.stderr.startswith("error: memory:// is gone when this command ends")
+    assert cli("run", f"{flows}:hello", '["Ann"]', "--url", "memory://").exit_code == 0

@@ -118,6 +118,25 @@ def test_wrong_options_are_refused_before_anything_is_made(
     assert not (tmp_path / "onward.db").exists()
 
 
+def test_ctrl_c_ends_a_run_with_130_and_says_how_to_go_on(tmp_path: Path) -> None:
+    file = tmp_path / "onward_test_waits.py"
+    file.write_text(
+        "import onward\ncome = onward.Signal('come', bool)\n@onward.workflow\nasync def wait() -> None:\n    await come.wait()\n"
+    )
+    running = subprocess.Popen(
+        [sys.executable, "-m", "onward", "run", f"{file}:wait", "--id", "w"],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ, "PYTHONUNBUFFERED": "1"},
+    )  # fmt: skip
+    assert running.stderr is not None
+    while not (line := running.stderr.readline()).startswith("workflow: w"):
+        assert line
+    running.send_signal(signal.SIGINT)
+    _, stderr = running.communicate(timeout=DEADLINE_S)
+    assert running.returncode == 130
+    assert "to go on, run the same with --id w" in stderr
+    assert "Traceback" not in stderr
+
+
 def test_ctrl_c_ends_a_waiting_start_with_130(flows: str) -> None:
     waiting = subprocess.Popen(
         [sys.executable, "-m", "onward", "start", f"{flows}:hello", '["x"]', "--wait"],

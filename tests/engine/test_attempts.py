@@ -436,6 +436,41 @@ async def test_an_attempt_without_pending_timers_writes_no_attempt_entry(lab: La
         assert keys(await handle.journal()) == ["work"]
 
 
+async def test_the_worker_logs_the_error_of_each_failed_attempt_and_of_the_last_one(
+    lab: Lab, caplog: pytest.LogCaptureFixture
+) -> None:
+    @workflow(max_attempts=2, backoff=Retry(delay=0.01))
+    async def flow() -> None:
+        raise ValueError("card\ndeclined")
+
+    async with lab.running(flow) as client:
+        with pytest.raises(WorkflowFailed):
+            await (await client.start(flow.using(id="f"))).result(timeout=10)
+    said = [
+        (record.levelname, record.getMessage())
+        for record in caplog.records
+        if "failed in attempt" in record.getMessage()
+    ]
+    assert said == [
+        ("WARNING", "workflow f failed in attempt 1 of 2 and is tried again in 0 s: ValueError: card declined"),
+        ("ERROR", "workflow f failed in attempt 2 of 2 and is not tried again: ValueError: card declined"),
+    ]
+
+
+async def test_a_result_that_is_a_call_not_awaited_is_refused_as_that(lab: Lab) -> None:
+    @step
+    async def work() -> int:
+        return 1
+
+    @workflow
+    async def flow():  # type: ignore[no-untyped-def]  # as it is written in haste
+        return [work()]
+
+    async with lab.running(flow) as client:
+        with pytest.raises(WorkflowFailed, match="<call of 'work'> was not awaited; write `await` before the call"):
+            await (await client.start(flow)).result(timeout=10)
+
+
 async def test_a_deadlocked_workflow_ends_with_an_error_that_names_the_line(lab: Lab) -> None:
     @workflow(max_attempts=1)
     async def flow() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 
 import pytest
 
@@ -137,6 +138,40 @@ def test_a_blocking_run_works_with_and_without_a_running_loop(sqlite_lab: Lab, m
     assert asyncio.run(notebook()) == 2
     with Client() as client:
         assert client.run(flows.pipeline, "a", "B") == "AbC"
+
+
+def test_a_blocking_run_raises_an_exit_of_the_workflow_in_the_callers_thread(
+    sqlite_lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    @onward.workflow
+    async def leave() -> None:
+        sys.exit(3)
+
+    with Client(sqlite_lab.url) as client:
+        with pytest.raises(SystemExit) as caught:
+            client.run(leave)
+        assert caught.value.code == 3
+        assert client.run(flows.echo, 1) == 1  # its thread lives on
+
+
+async def test_what_run_raises_it_does_not_log_as_well_and_a_replay_that_checks_repeats_no_warning(
+    plain_lab: Lab, caplog: pytest.LogCaptureFixture
+) -> None:
+    @onward.step
+    async def forgotten() -> None: ...
+
+    @onward.workflow
+    async def careless() -> int:
+        forgotten()  # type: ignore[unused-coroutine]  # the mistake that is reported
+        return 1
+
+    flows.broken.add("a")
+    async with plain_lab.client() as client:
+        with pytest.raises(StepFailed, match="a is down"):
+            await client.run(flows.pipeline, "a", "B")
+        assert [record for record in caplog.records if record.levelname in {"WARNING", "ERROR"}] == []
+        assert await client.run(careless) == 1
+    assert caplog.text.count("called but never awaited") == 1
 
 
 async def test_run_works_on_a_nameless_memory_database(plain_lab: Lab) -> None:

@@ -112,14 +112,8 @@ def start_all(url: str) -> None:
         client.signal("waiting", moving_flows.second, 7)  # kept until it is waited for
 
 
-def are_under_way(scene: Scene, url: str) -> bool:
-    """Whether each of them is in the state that it is named after, and the body of the running one has begun."""
-    if not scene.bodies()["running gated"]:
-        return False
-    with Client(url) as client:
-        found = {info.id: info.state for info in client.list()}
-    if "sleeping" not in found.get("sleeping", "") and found.get("sleeping") != "completed":  # on a very slow machine
-        return False
+def wait_until_under_way(scene: Scene, url: str, worker: subprocess.Popen[str]) -> None:
+    """Until each of them is in the state that it is named after, and the body of the running one has begun."""
     wanted = {
         "finished": "completed",
         "waiting": "waiting for signal",
@@ -129,7 +123,21 @@ def are_under_way(scene: Scene, url: str) -> bool:
         "parent/child": "waiting for signal",
         "parent/start:finished": "completed",
     }
-    return all(words in found.get(workflow_id, "") for workflow_id, words in wanted.items())
+    found: dict[str, str] = {}
+
+    def look() -> bool:
+        if worker.poll() is not None:
+            raise AssertionError(worker.communicate()[0])
+        found.update({info.id: info.state for info in client.list()})
+        is_asleep = "sleeping" in found.get("sleeping", "") or found.get("sleeping") == "completed"  # on a slow machine
+        are_there = all(words in found.get(workflow_id, "") for workflow_id, words in wanted.items())
+        return is_asleep and are_there and scene.bodies()["running gated"] > 0
+
+    with Client(url) as client:
+        try:
+            until(look, "every state", timeout_s=60)
+        except AssertionError as error:
+            raise AssertionError(f"{error}: {found}, {scene.bodies()}") from error
 
 
 def finish_all(scene: Scene, url: str) -> None:
@@ -159,7 +167,7 @@ def test_a_database_in_full_work_moves_to_postgresql_and_all_ends_well(scene: Sc
     """Its worker is told, and says where the workflows went; nothing is lost and no recorded step runs again."""
     start_all(scene.source)
     worker = scene.worker(scene.source)
-    until(lambda: are_under_way(scene, scene.source), "every state", timeout_s=60)
+    wait_until_under_way(scene, scene.source, worker)
     code, text = scene.copy()
     assert code == 0, text
     said, _ = worker.communicate(timeout=60)
@@ -180,7 +188,7 @@ def test_a_copy_that_is_killed_at_every_stage_goes_on_and_all_ends_well(scene: S
     """Between the kills nobody can work in the target, and from the fence on nobody in the source."""
     start_all(scene.source)
     worker = scene.worker(scene.source)
-    until(lambda: are_under_way(scene, scene.source), "every state", timeout_s=60)
+    wait_until_under_way(scene, scene.source, worker)
     for stage in STAGES:
         code, text = scene.copy(failpoint=stage)
         assert code == KILLED, (stage, text)
@@ -205,7 +213,7 @@ def test_a_copy_that_is_given_up_leaves_the_source_as_it_was(scene: Scene) -> No
     """Killed half-way and aborted: the target is empty, and the workflows end in the source."""
     start_all(scene.source)
     worker = scene.worker(scene.source)
-    until(lambda: are_under_way(scene, scene.source), "every state", timeout_s=60)
+    wait_until_under_way(scene, scene.source, worker)
     code, text = scene.copy(failpoint="copy:batched@2")
     assert code == KILLED, text
     assert worker.wait(60) == MOVED
@@ -223,7 +231,7 @@ def test_workflows_move_back_from_postgresql_to_a_file(scene: Scene) -> None:
     back.__dict__.update(scene.__dict__, source=scene.target, target=f"sqlite:///{scene.place / 'back.db'}")
     start_all(back.source)
     worker = back.worker(back.source)
-    until(lambda: are_under_way(back, back.source), "every state", timeout_s=60)
+    wait_until_under_way(back, back.source, worker)
     code, text = back.copy()
     assert code == 0, text
     assert worker.wait(60) == MOVED
@@ -234,8 +242,8 @@ def test_workflows_move_back_from_postgresql_to_a_file(scene: Scene) -> None:
 def test_several_processes_of_one_worker_all_end(scene: Scene) -> None:
     """The parent starts none of them again, and ends with the code that says why."""
     start_all(scene.source)
-    workers = scene.onward("worker", "moving_flows.py", "--url", scene.source, "-p", "2")
-    until(lambda: are_under_way(scene, scene.source), "every state", timeout_s=60)
+    worker = scene.onward("worker", "moving_flows.py", "--url", scene.source, "-p", "2")
+    wait_until_under_way(scene, scene.source, worker)
     code, text = scene.copy()
     assert code == 0, text
-    assert workers.wait(60) == MOVED
+    assert worker.wait(60) == MOVED

@@ -11,7 +11,7 @@ from tests.faults.processes import ForkServers
 
 pytestmark = pytest.mark.slow
 
-STRIDES = {"sqlite": 3, "postgres": 12}
+STRIDES = {"sqlite": 3, "postgres": 16}
 """Each N at full length."""
 
 

@@ -66,3 +66,19 @@ async def test_a_transactional_step_is_committed_once_whenever_the_worker_dies(u
             env.crash_at(point)
             assert await env.run(flow) == 42
             assert len(env.calls(look)) == (2 if point == "step:before-commit" else 1)
+
+
+async def test_an_async_transactional_step_runs_in_the_environment(url: str) -> None:
+    @step(transactional=True)
+    async def look(connection: psycopg.AsyncConnection[tuple[int]]) -> int:
+        row = await (await connection.execute("SELECT 41 + 1")).fetchone()
+        assert row is not None
+        return row[0]
+
+    @workflow
+    async def flow() -> int:
+        return await look()
+
+    async with Environment(url=url) as env:
+        assert await env.run(flow) == 42
+        assert len(env.calls(look)) == 1

@@ -225,7 +225,7 @@ def test_a_forgotten_await_is_reported() -> None:
         warnings.simplefilter("always")
         _ = double(1)
         del _
-    assert "never awaited" in str(caught[0].message)
+    assert "coroutine 'double' was never awaited" in str(caught[0].message)
 
 
 def test_a_workflow_called_outside_raises_at_the_call() -> None:

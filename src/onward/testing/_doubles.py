@@ -162,7 +162,8 @@ class _Body:
 
     async def __call__(self, *args: Any, **kwargs: Any) -> Any:
         spec, life, doubles = self.original, self._life, self._doubles
-        call = doubles.begin(spec, life, args, kwargs)
+        has_connection = spec.is_transactional and self._stub is None
+        call = doubles.begin(spec, life, args[1:] if has_connection else args, kwargs)
         try:
             if self._stub is None:
                 result = await life.run_mortally(spec.fn(*args, **kwargs))

@@ -95,6 +95,7 @@ class MortalStore:
         *,
         limit_s: float,
         context: contextvars.Context,
+        **options: Any,
     ) -> Any:
         recorded: list[Entry] = []
 
@@ -104,7 +105,7 @@ class MortalStore:
             return op
 
         self._owner.check()
-        result = await self._run(fence, body, noted, limit_s=limit_s, context=context)
+        result = await self._run(fence, body, noted, limit_s=limit_s, context=context, **options)
         self._owner.check()
         for entry in recorded:
             self._owner.recorded(fence.workflow_id, entry)
