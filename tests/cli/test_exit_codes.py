@@ -143,7 +143,6 @@ def test_an_unknown_command_is_a_usage_error_that_offers_the_one_that_is_nearly_
         (["ls", "--zzzz"], "--zzzz", "see: onward ls --help"),
         (["--zzzz", "ls"], "--zzzz", "see: onward --help"),
         (["--url"], "--url", "see: onward --help"),
-        (["ls", "--url"], "--url", "see: onward ls --help"),
         (["show"], "missing argument 'ID'", "usage: onward show [OPTIONS] ID"),
         (["show", "a", "b"], "got unexpected extra argument (b)", "see: onward show --help"),
         (["migrate", "--yes"], "--yes and --force belong to --drop", "see: onward migrate --help"),

@@ -151,6 +151,8 @@ async def test_bad_starts_are_typed_errors_and_leave_nothing_half_written(plain_
     async with plain_lab.client() as client:
         with pytest.raises(ConfigurationError, match="decorate it with @onward.workflow"):
             await client.start(lambda: None)  # type: ignore[call-overload]
+        with pytest.raises(ConfigurationError, match="not a signal: 'go'; pass an onward.Signal"):
+            await client.signal("x", "go", True)  # type: ignore[arg-type]
         with pytest.raises(TypeError):
             await client.start(flow)  # type: ignore[call-overload]
         with pytest.raises(CodecError):

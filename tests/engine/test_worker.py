@@ -300,6 +300,8 @@ async def test_a_worker_without_workflows_or_with_wrong_options_is_refused(plain
     url = plain_lab.url
     with pytest.raises(ConfigurationError, match="at least one workflow"):
         Worker(url, workflows=[])
+    with pytest.raises(ConfigurationError, match=r"workflows takes several: \[flow\]"):
+        Worker(url, workflows=flow)  # type: ignore[arg-type]
     with pytest.raises(ConfigurationError, match="decorated with @workflow"):
         Worker(url, workflows=[flow.fn])  # type: ignore[list-item]
     with pytest.raises(DefinitionError, match=r"two workflows are named 'flow'.*test_worker\.py"):

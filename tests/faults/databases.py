@@ -41,7 +41,6 @@ ONLY_ON_SQLITE = {
 """Parts of test names, and why they make no sense on PostgreSQL."""
 
 LONG_ON_POSTGRES = (
-    "always_parks",
     "blocks_its_thread",
     "blocks_the_loop",
     "dies_at_the_end_of_a_graceful_stop",

@@ -10,7 +10,7 @@ from typing import Any
 
 import msgspec
 
-from onward._store.operations import LEASE_LOST, IdConflict, Outcome, Started
+from onward._store.operations import BUSY, LEASE_LOST, IdConflict, Outcome, Started
 from onward._store.postgres.batch import Start
 from onward._store.postgres.statements import Call, Statement, as_json
 
@@ -59,8 +59,10 @@ def note_starts(answer: bytes | None, starts: Sequence[Start], outcomes: list[Ou
     for start in starts:
         new = start.op.workflow
         row = known.get(new.id)
-        if row is None:  # its parent's execution is over and this start was not part of it
-            outcomes[start.index] = LEASE_LOST
+        if row is None:
+            # Its parent's execution is over and this start was not part of it; or the row that had the id was there when it
+            # should have been inserted, and was pruned since.
+            outcomes[start.index] = LEASE_LOST if start.look_only else BUSY
             continue
         _, kind, digest, seed, parent_id, status, payload = row
         is_same = digest == new.digest if payload is None else same_arguments(payload, new.payload)

@@ -6,10 +6,10 @@ import this module by its name; `BodyLog` and `RateLimiter` stand for the world 
 
 from __future__ import annotations
 
-import sqlite3
 from dataclasses import dataclass
 
 from onward import progress, step, workflow
+from onward.cli._demo.place import Database, insert
 from onward.cli._demo.service import BodyLog, RateLimiter
 from onward.cli._demo.sources import Document, examine, source_files
 
@@ -39,37 +39,33 @@ def classify(folder: str, path: str) -> Document:
 
 
 @step(transactional=True)
-def prepare(database: sqlite3.Connection, folder: str) -> None:
+def prepare(database: Database, folder: str, table: str) -> None:
     """Make the table. It has no unique key on purpose: a document loaded twice would be there twice."""
     with BodyLog(folder).body():
         database.execute(
-            "CREATE TABLE IF NOT EXISTS documents"
-            " (id INTEGER PRIMARY KEY, path TEXT, digest TEXT, kind TEXT, lines INTEGER, title TEXT)"
+            f"CREATE TABLE IF NOT EXISTS {table} (path TEXT, digest TEXT, kind TEXT, lines INTEGER, title TEXT)"
         )
 
 
 @step(transactional=True)
-def load(database: sqlite3.Connection, folder: str, document: Document) -> None:
+def load(database: Database, folder: str, table: str, document: Document) -> None:
     """Insert the row and record the step in one transaction: both are there after a crash, or neither."""
     with BodyLog(folder).body():
-        database.execute(
-            "INSERT INTO documents (path, digest, kind, lines, title) VALUES (?, ?, ?, ?, ?)",
-            (document.path, document.digest, document.kind, document.lines, document.title),
-        )
+        insert(database, table, document)
 
 
 @workflow
-async def daily_pipeline(folder: str, items: int) -> Totals:
+async def daily_pipeline(folder: str, table: str, items: int) -> Totals:
     """Plain Python; after a crash it goes on at the first step that is not recorded."""
     paths = await collect(folder, items)
-    await prepare(folder)
+    await prepare(folder, table)
     first_with: dict[str, str] = {}
     duplicates: dict[str, str] = {}
     for number, path in enumerate(paths, 1):
         document = await classify(folder, path)
         first = first_with.setdefault(document.digest, path)
         if first == path:
-            await load(folder, document)
+            await load(folder, table, document)
         else:
             duplicates[path] = first
         progress({"items": number, "duplicates": len(duplicates)})

@@ -1,4 +1,4 @@
-"""The closing report of the demo: what the database file says, read with plain `sqlite3` after all workers are gone.
+"""The closing report of the demo: what the database says, read with the plain driver after all workers are gone.
 
 It asks nothing of Onward: the tables, the log of step bodies, and the source files read once more are all it knows. A check
 that fails makes `onward demo` exit with code 1.
@@ -6,8 +6,6 @@ that fails makes `onward demo` exit with code 1.
 
 from __future__ import annotations
 
-import contextlib
-import sqlite3
 from collections import Counter
 from dataclasses import dataclass
 
@@ -46,20 +44,9 @@ class _Facts:
     """Everything read once."""
 
     def __init__(self, plan: Plan) -> None:
-        with contextlib.closing(sqlite3.connect(f"{plan.database.as_uri()}?mode=rw", uri=True)) as database:
-            database.execute("PRAGMA query_only = ON")
-            self.documents: list[tuple[str, str, str]] = database.execute(
-                "SELECT path, digest, kind FROM documents"
-            ).fetchall()
-            self.status, result = database.execute(
-                "SELECT status, result FROM onward_workflows WHERE id = ?", (WORKFLOW_ID,)
-            ).fetchone()
-            self.recorded: list[tuple[str, int]] = database.execute(
-                "SELECT key, finished_at FROM onward_journal"
-                " WHERE workflow_id = ? AND kind = 'step' AND struck = 0 AND error IS NULL",
-                (WORKFLOW_ID,),
-            ).fetchall()
-        self.result = msgspec.json.decode(result or "{}")
+        found = plan.place.find(WORKFLOW_ID)
+        self.documents, self.status, self.recorded = found.documents, found.status, found.recorded
+        self.result = msgspec.json.decode(found.result or "{}")
         self.lines = [
             msgspec.structs.replace(line, key=line.key.partition("/")[2]) for line in BodyLog(plan.folder).lines()
         ]

@@ -7,6 +7,7 @@ only watches: the limiter's refusals through the body log, the progress through 
 from __future__ import annotations
 
 import contextlib
+import os
 import subprocess
 import sys
 import time
@@ -14,7 +15,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from onward._store.urls import ENVIRONMENT_VARIABLE
 from onward.cli._demo.pipeline import Totals, daily_pipeline
+from onward.cli._demo.place import Place
 from onward.cli._demo.screen import Bar, bar
 from onward.cli._demo.service import BodyLog, Line, RateLimiter
 from onward.client import Client
@@ -36,13 +39,8 @@ class Plan:
     """Where the demo plays, and with how much."""
 
     folder: Path
-    database: Path
+    place: Place
     items: int
-
-    @property
-    def url(self) -> str:
-        """The database's URL."""
-        return f"sqlite:///{self.database}"
 
     @property
     def kill_at(self) -> int:
@@ -76,9 +74,10 @@ class WorkerProcess:
 
     def __init__(self, plan: Plan, number: int) -> None:
         self.log_path = plan.folder / f"worker-{number}.log"
-        command = [sys.executable, "-P", "-m", "onward", "worker", "onward.cli._demo.pipeline", "--url", plan.url]
+        command = [sys.executable, "-P", "-m", "onward", "worker", "onward.cli._demo.pipeline"]
+        environment = {**os.environ, ENVIRONMENT_VARIABLE: plan.place.url}  # other users see arguments, but not this
         with self.log_path.open("wb") as log:
-            self._process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+            self._process = subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
         self.pid = self._process.pid
         self.title = f"worker {number} (pid {self.pid})"
 
@@ -117,8 +116,8 @@ def play(plan: Plan) -> Played:
     began_at = time.time()
     log = BodyLog(plan.folder)
     RateLimiter(plan.folder).set_up(limit=plan.kill_at - 1, pause_s=LIMITER_PAUSE_S)
-    with Client(plan.url) as client:
-        handle = client.start(daily_pipeline.using(id=WORKFLOW_ID), str(plan.folder), plan.items)
+    with Client(plan.place.url) as client:
+        handle = client.start(daily_pipeline.using(id=WORKFLOW_ID), str(plan.folder), plan.place.table, plan.items)
         with worker_process(plan, 1) as first:
             with bar("worker 1", plan.items) as shown:
                 shown.say(f"{first.title} works on {plan.items} documents of the standard library")
@@ -133,7 +132,7 @@ def play(plan: Plan) -> Played:
         done = _items(handle)
         with worker_process(plan, 2) as second, bar("worker 2", plan.items, done) as shown:
             shown.say(last_words)
-            shown.say(f"{second.title} starts on the same file; {done} items are recorded")
+            shown.say(f"{second.title} starts on the same {plan.place.kind}; {done} items are recorded")
             _watch(second, handle, shown, lambda: _first_body(log, second.pid) is not None)
             recovered = _first_body(log, second.pid)
             assert recovered is not None
