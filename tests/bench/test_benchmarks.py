@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import measures
+from benchmarks import claims, measures
 from benchmarks.databases import Database
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -40,3 +40,10 @@ def test_the_bare_loop_leaves_the_rows_that_onward_leaves(tmp_path: Path) -> Non
     assert len(bare) == len(ours) == 3
     assert {row[0] for row in (*bare, *ours)} == {"completed"}
     assert {row[5:] for row in bare} == {row[5:] for row in ours} == {(3, "add#3")}
+
+
+def test_claims_are_measured_beside_other_rows(tmp_path: Path) -> None:
+    told: list[str] = []
+    found = claims.run(f"sqlite:///{tmp_path / 'x.db'}", 200, 5, told.append)
+    assert {name: len(took) for name, took in found.items()} == dict.fromkeys(found, 5)
+    assert len(found) == len(told) - 1 == 4
