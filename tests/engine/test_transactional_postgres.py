@@ -258,6 +258,41 @@ async def test_a_deferred_constraint_that_fails_at_the_commit_is_the_steps_own_e
     assert items.names() == []
 
 
+@pytest.mark.parametrize("kind", ["blocking", "async"])
+async def test_the_commit_waits_for_the_disk_whatever_the_body_has_set(lab: Lab, items: Items, kind: str) -> None:
+    """A deferred trigger tells what the COMMIT itself is run with."""
+    with connection() as conn:
+        conn.execute(f"""
+            CREATE FUNCTION {items.table}_tell() RETURNS trigger LANGUAGE plpgsql AS $$
+            BEGIN
+                UPDATE {items.table} SET name = current_setting('synchronous_commit');
+                RETURN NULL;
+            END $$;
+            CREATE CONSTRAINT TRIGGER tell AFTER INSERT ON {items.table} DEFERRABLE INITIALLY DEFERRED
+                FOR EACH ROW EXECUTE FUNCTION {items.table}_tell();
+        """)
+
+    @step(transactional=True)
+    def load(conn: AnyConnection) -> None:
+        conn.execute("SET synchronous_commit = off")
+        conn.execute(items.insert("a"))
+
+    @step(transactional=True)
+    async def load_async(conn: AsyncConnection) -> None:
+        await conn.execute("SET synchronous_commit = off")
+        await conn.execute(items.insert("a"))
+
+    @workflow
+    async def flow() -> None:
+        await (load() if kind == "blocking" else load_async())
+
+    async with lab.running(flow) as client:
+        await (await client.start(flow)).result(timeout=10)
+    assert items.names() == ["on"]
+    with connection() as conn:
+        conn.execute(f"DROP FUNCTION {items.table}_tell CASCADE")
+
+
 async def test_a_body_that_runs_too_long_is_stopped_and_rolled_back(lab: Lab, items: Items) -> None:
     @step(transactional=True, timeout=0.2)
     def blocking(conn: AnyConnection) -> None:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import importlib.util
 import io
+import os
 import re
+import shlex
 import shutil
 import sqlite3
 import subprocess
@@ -13,23 +15,28 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import psycopg
 import pytest
 
 from onward.cli._demo import screen
+from onward.cli._demo.place import SqliteFile
+from onward.cli._demo.postgres import PostgresSchema
 from onward.cli._demo.proof import Report, prove
 from onward.cli._demo.service import BodyLog, Line, RateLimiter
 from onward.cli._demo.sources import ROOT, digest_of, examine, source_files
 from onward.cli._demo.stage import Plan, Played
 from onward.retry import RetryLater
+from tests.postgres.server import connection, server_url, url_with
 
 ITEMS = 30
 KILL_AT = 20
 
 
-def _demo(*options: str) -> subprocess.CompletedProcess[str]:
+def _demo(*options: str, url: str = "") -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-m", "onward", "demo", *options], capture_output=True, text=True, timeout=100, check=False
-    )
+        [sys.executable, "-m", "onward", "demo", *options],
+        env={**os.environ, "ONWARD_DATABASE_URL": url}, capture_output=True, text=True, timeout=200, check=False,
+    )  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -93,7 +100,9 @@ def _proof_after(
     database.close()
     lines = BodyLog(folder).lines()
     began = next(line.at for line in lines if line.pid == lines[-1].pid)
-    return prove(Plan(folder, folder / "demo.db", ITEMS), Played(lines[0].pid, lines[-1].pid, began - 1, began, 5.0))
+    return prove(
+        Plan(folder, SqliteFile(folder / "demo.db"), ITEMS), Played(lines[0].pid, lines[-1].pid, began - 1, began, 5.0)
+    )
 
 
 def _append(folder: Path, line: Line) -> None:
@@ -108,12 +117,12 @@ def _unchanged(folder: Path, database: sqlite3.Connection) -> None:
 def _loaded_twice(folder: Path, database: sqlite3.Connection) -> None:
     database.execute(
         "INSERT INTO documents (path, digest, kind, lines, title)"
-        " SELECT path, digest, kind, lines, title FROM documents WHERE id = 3"
+        " SELECT path, digest, kind, lines, title FROM documents WHERE rowid = 3"
     )
 
 
 def _lost(folder: Path, database: sqlite3.Connection) -> None:
-    database.execute("DELETE FROM documents WHERE id = 3")
+    database.execute("DELETE FROM documents WHERE rowid = 3")
 
 
 def _not_completed(folder: Path, database: sqlite3.Connection) -> None:
@@ -174,11 +183,65 @@ def test_a_database_that_exists_is_refused_and_left_alone(tmp_path: Path) -> Non
     assert list(tmp_path.iterdir()) == [tmp_path / "demo.db"]
 
 
-def test_a_database_that_is_no_sqlite_file_is_refused(tmp_path: Path) -> None:
-    run = _demo("--dir", str(tmp_path), "--url", "postgresql://localhost/app")
+def test_a_database_in_memory_is_refused(tmp_path: Path) -> None:
+    run = _demo("--dir", str(tmp_path), "--url", "memory://")
     assert run.returncode == 2
-    assert "runs on SQLite" in run.stderr
+    assert "runs on SQLite and PostgreSQL" in run.stderr
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_server_that_is_not_there_ends_it_with_one_line(tmp_path: Path) -> None:
+    run = _demo("--dir", str(tmp_path), "--url", f"postgresql://app:secret@/app?host={tmp_path}&connect_timeout=2")
+    assert run.returncode == 5, run.stdout + run.stderr
+    *_, last = run.stderr.splitlines()
+    assert last.startswith("error: ")
+    assert "secret" not in run.stderr
+    assert run.stdout == ""
+
+
+def _schemas() -> set[str]:
+    with connection() as database:
+        return {name for (name,) in database.execute("SELECT nspname FROM pg_namespace")}
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+class TestOnPostgres:
+    """The same demo in a schema of its own."""
+
+    def test_the_proof_holds_and_the_schema_is_gone_after_it(self, tmp_path: Path) -> None:
+        before = _schemas()
+        run = _demo("--items", "30", "--dir", str(tmp_path), url=url_with(schema="mine"))
+        assert run.returncode == 0, run.stdout + run.stderr
+        assert re.fullmatch(r"database: postgresql://\S+schema=onward_demo_[0-9a-f]{8}\n", run.stderr)
+        assert f"killed with SIGKILL while item {KILL_AT}" in run.stdout
+        assert f"the second worker went on at item {KILL_AT}" in run.stdout
+        assert len(re.findall(r"^  ok   ", run.stdout, re.MULTILINE)) == 7
+        assert _schemas() == before
+        assert list(tmp_path.iterdir()) == []
+
+    def test_with_keep_the_proof_can_be_read_again_and_fails_for_a_document_loaded_twice(self, tmp_path: Path) -> None:
+        folder = tmp_path / "files"
+        run = _demo("--items", "12", "--keep", "--dir", str(folder), "--url", server_url())
+        assert run.returncode == 0, run.stdout + run.stderr
+        commands = re.findall(r"^  ((?:onward|psql) .+?)(?:   \(.*)?$", run.stdout, re.MULTILINE)
+        shown, counted, dropped = (shlex.split(command) for command in commands)
+        schema = dropped[-1].split()[2]
+        place = PostgresSchema(url_with(schema=schema), schema)
+        try:
+            assert f"FROM {schema}.documents" in counted[-1]
+            show = [sys.executable, "-m", "onward", *shown[1:]]
+            assert "classify#8" in subprocess.run(show, capture_output=True, text=True, timeout=60, check=True).stdout
+            lines = BodyLog(folder).lines()
+            played = Played(lines[0].pid, lines[-1].pid, lines[0].at, lines[-1].at, 1.0)
+            assert prove(Plan(folder, place, 12), played).holds
+            with psycopg.connect(counted[1], autocommit=True) as database:  # the URL that is meant for psql
+                database.execute(f"INSERT INTO {schema}.documents SELECT * FROM {schema}.documents LIMIT 1")
+            broken = [check.claim for check in prove(Plan(folder, place, 12), played).checks if not check.holds]
+            assert broken == ["no item is loaded twice"]
+        finally:
+            place.remove()
+        assert schema not in _schemas()
 
 
 class TestTheSources:

@@ -234,6 +234,22 @@ async def gated(gate: str) -> int:
     return await add_one(1)
 
 
+@step(transactional=True)
+def book_at_gate(connection: Any, gate: str) -> int:
+    """Its transaction stands open until the gate file exists."""
+    begun = note_and_count()
+    while not Path(gate).exists():
+        time.sleep(GATE_POLL_S)
+    connection.execute("INSERT INTO public.bookings (amount) VALUES (1)")
+    return begun
+
+
+@workflow(backoff=Retry(delay=0.02, jitter=0))
+async def booking(gate: str) -> int:
+    await book_at_gate(gate)
+    return await add_one(1)
+
+
 @step
 def make_bulk(length: int) -> str:
     """Its result needs new pages in the database file."""
@@ -304,6 +320,6 @@ async def poison() -> None:
 
 
 WORKFLOWS: list[Workflow[..., Any]] = [
-    addition, blocking_itself, bulky, failing, gated, gated_blocking, gated_in_thread, listening, poison, sleeper,
+    addition, blocking_itself, booking, bulky, failing, gated, gated_blocking, gated_in_thread, listening, poison, sleeper,
     survived_by_children, three, trial,
 ]  # fmt: skip

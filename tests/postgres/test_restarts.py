@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import pytest
 
 from onward.client import Client
 from onward.errors import TransientStoreError
+from tests.faults import flows
 from tests.faults.databases import IS_LONG, PostgresDatabase
 from tests.faults.processes import ForkServers, until
 from tests.postgres.instances import Instance, make_instance, server_directories
@@ -56,6 +58,28 @@ def test_immediate_restarts_under_load_lose_nothing(own_scene: PostgresScene, in
         worker.stop()
         check_log(worker)
         assert any("WARNING" in word for word in changes_of_state(worker)), "it has noticed"
+
+
+def test_locks_that_fell_with_the_server_prove_nobody_dead(own_scene: PostgresScene, instance: Instance) -> None:
+    """A worker that is slow to come back after a restart (here it is stopped) has no lock and renews nothing for seconds; as long
+    as its lease holds, an observer leaves it its work."""
+    gate = own_scene.directory / "gate"
+    own_scene.start(flows.gated.using(id="held").bind(str(gate)))
+    slow = own_scene.spawn(lease=LEASE_S)
+    until(lambda: own_scene.bodies_of("held"), "the body at the gate")
+    with own_scene.worker(lease=LEASE_S) as observer:
+        slow.send(signal.SIGSTOP)
+        instance.restart_immediately()
+        renewed = "SELECT renewed_at FROM onward_workers WHERE pid = ?"
+        [before] = own_scene.rows(renewed, observer.pid)
+        until(lambda: own_scene.rows(renewed, observer.pid)[0] > before + 6_000_000, "six seconds of the observer")
+        assert own_scene.rows("SELECT sum(is_dead) FROM onward_workers") == [0]
+        slow.send(signal.SIGCONT)
+        gate.touch()
+        own_scene.until_final()
+    assert {(line.key, line.pid) for line in own_scene.bodies()} == {("at_gate", slow.pid), ("add_one", slow.pid)}
+    slow.stop()
+    own_scene.check()
 
 
 def test_a_client_whose_first_call_finds_no_server_can_be_used_when_there_is_one(instance: Instance) -> None:

@@ -72,6 +72,24 @@ def test_any_statement_may_be_cancelled(scene: PostgresScene) -> None:
     check_log(worker)
 
 
+def test_the_session_of_a_transactional_step_may_be_terminated(scene: PostgresScene) -> None:
+    """Its transaction is rolled back, another attempt runs the body again, and the effect is there once."""
+    gate = scene.directory / "gate"
+    scene.start(flows.booking.using(id="w").bind(str(gate)))
+    with scene.worker(lease=LEASE_S) as worker:
+        until(lambda: scene.bodies_of("w"), "the body at the gate")
+        open_ones = scene.backends("state = 'idle in transaction'")
+        assert len(open_ones) == 1
+        scene.rows("SELECT pg_terminate_backend(?)", open_ones[0])
+        gate.touch()
+        scene.until_final()
+    assert scene.statuses() == {"completed": 1}, scene.describe()
+    assert scene.rows("SELECT amount FROM bookings") == [1]
+    assert scene.bodies_of("w") == ["book_at_gate", "book_at_gate", "add_one"]
+    scene.check()
+    check_log(worker)
+
+
 def test_a_terminated_heartbeat_is_never_taken_for_death(scene: PostgresScene) -> None:
     """The lock that proves a worker alive falls with its lease connection, again and again under the eyes of an observer that is
     older than a lease: nobody takes over, and the work that is held is not begun a second time."""

@@ -1,6 +1,7 @@
-"""`onward demo`: the daily data pipeline on a fresh SQLite file or PostgreSQL schema, one worker killed on the way, and the proof.
+"""`onward demo`: the daily data pipeline on a fresh SQLite file or PostgreSQL schema, a worker killed on the way, and proof.
 
-The parts are in `_demo/`: `place.py` and `postgres.py` are the databases, `pipeline.py` is what a user would write, `stage.py` runs and kills, `proof.py` reads the database.
+The parts are in `_demo/`: `place.py` and `postgres.py` are the databases,
+`pipeline.py` is what a user would write, `stage.py` runs and kills, `proof.py` reads the database.
 """
 
 from __future__ import annotations

@@ -308,7 +308,7 @@ class _Task:
         fence, sql = self.fence, self._database.sql
         rows = as_json([FenceRow(fence.workflow_id, fence.worker, fence.epoch)])
         lock = sql["lock_step_or_refuse"].bind(fences=rows)
-        return [lock, *plan_calls(self._database, sort([operation], None, outcomes))]
+        return [lock, *plan_calls(self._database, sort([operation], None, outcomes)), sql["wait_for_disk"].bind()]
 
     def check_open(self, status: pq.TransactionStatus) -> None:
         """Raise UsageError if the body has ended the transaction."""

@@ -66,6 +66,10 @@ class Place(Protocol):
     def table(self) -> str:
         """The pipeline's own table."""
 
+    @property
+    def lease(self) -> str | None:
+        """The workers' lease, where it is not the usual one."""
+
     def find(self, workflow_id: str) -> Found:
         """Read it."""
 
@@ -86,6 +90,7 @@ class SqliteFile:
     path: Path
     kind: str = "file"
     table: str = "documents"
+    lease: str | None = None
 
     @property
     def url(self) -> str:

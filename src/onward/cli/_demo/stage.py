@@ -75,6 +75,7 @@ class WorkerProcess:
     def __init__(self, plan: Plan, number: int) -> None:
         self.log_path = plan.folder / f"worker-{number}.log"
         command = [sys.executable, "-P", "-m", "onward", "worker", "onward.cli._demo.pipeline"]
+        command += ["--lease", plan.place.lease] if plan.place.lease else []
         environment = {**os.environ, ENVIRONMENT_VARIABLE: plan.place.url}  # other users see arguments, but not this
         with self.log_path.open("wb") as log:
             self._process = subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log)

@@ -28,6 +28,11 @@ SELECT set_config('enable_seqscan', 'off', true), set_config('enable_hashjoin', 
        set_config('synchronous_commit', CASE current_setting('synchronous_commit') WHEN 'off' THEN 'on'
                                         ELSE current_setting('synchronous_commit') END, true);
 
+-- name: wait_for_disk
+-- Before the COMMIT of a step's body, in whose transaction the settings are the role's, or the body's own.
+SELECT set_config('synchronous_commit', CASE current_setting('synchronous_commit') WHEN 'off' THEN 'on'
+                                        ELSE current_setting('synchronous_commit') END, true);
+
 -- name: limit_lock_wait
 -- A second look at rows that were locked: waits its turn, but briefly.
 SELECT set_config('lock_timeout', '30ms', true);
