@@ -14,8 +14,11 @@ CODE := src tests tools benchmarks examples
 help: ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/\1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 10
 
-demo: $(STAMP) ## four systems, each killed half-way: a data pipeline, welcome mails, a webhook, an AI pipeline
-	$(BIN)/onward demo
+ifeq ($(origin URL),command line)
+demo: export ONWARD_DATABASE_URL = $(URL)
+endif
+demo: $(STAMP) ## four systems, each killed half-way, on SQLite (or URL=postgresql://…)
+	$(BIN)/onward demo $(if $(KEEP),--keep)
 	$(BIN)/python examples/welcome_sequence.py
 	$(BIN)/python examples/webhook.py
 	$(BIN)/python examples/ai_pipeline.py

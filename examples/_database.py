@@ -1,13 +1,12 @@
 """The examples' database: a new SQLite file, or a new schema where ONWARD_DATABASE_URL names a PostgreSQL server.
 
 `fresh` makes it; all processes of an example then find it in ONWARD_DATABASE_URL, where Onward looks for it by itself. The file
-stays. The schema is dropped at the end, unless the example is called with --keep. The shop of webhook.py has its own tables
-beside Onward's, and reaches them by `transaction` and `insert`, on either database.
+stays. The schema is dropped at the end, unless KEEP is set in the environment. The shop of webhook.py has its own tables beside
+Onward's, and reaches them by `transaction` and `insert`, on either database.
 """
 
 import atexit
 import contextlib
-import importlib
 import os
 import secrets
 import sqlite3
@@ -18,44 +17,57 @@ from typing import Any
 from urllib.parse import parse_qsl, quote, urlencode
 
 NAME = "ONWARD_DATABASE_URL"
-OWN = ("schema", "poll_only")  # the options of the URL that are for Onward; the others are for the driver
+KEEP = bool(os.environ.get("KEEP"))
+Database = Any  # a connection of sqlite3 or psycopg
 
 
 def fresh(name: str) -> str:
-    """Choose a database that does not exist yet, and tell all processes; gives what an example says about it at its end."""
+    """Choose a database that does not exist yet, and tell all processes; gives its URL."""
     base, _, query = os.environ.get(NAME, "").partition("?")
     if not base.startswith(("postgresql://", "postgres://")):
         os.environ[NAME] = f"sqlite:///{tempfile.mkdtemp(prefix=f'onward-{name}-')}/{name}.db"
-        return f"Look at it: onward ls --url {os.environ[NAME]}"
+        return os.environ[NAME]
     schema = f"onward_demo_{name}_{secrets.token_hex(3)}"
     options = dict(parse_qsl(query)) | {"schema": schema}
-    options["options"] = f"{options.get('options', '')} -csearch_path={schema}".strip()  # our own tables are found there
+    options["options"] = f"{options.get('options', '')} -csearch_path={schema}".strip()  # for the shop's tables
     os.environ[NAME] = f"{base}?{urlencode(options, quote_via=quote)}"
-    if "--keep" in sys.argv:
-        return f"It stays in the schema {schema}."
-    atexit.register(_drop, schema)
-    return f"Its schema {schema} is dropped (--keep keeps it)."
+    with transaction() as database:
+        database.execute(f"CREATE SCHEMA {schema}")
+    if not KEEP:
+        atexit.register(_drop, schema)
+    return os.environ[NAME]
+
+
+def look(workflow: str) -> str:
+    """What an example says at its end."""
+    base, _, query = os.environ[NAME].partition("?")
+    if not query:
+        return f"Look at it: onward show {workflow} --url {base}"
+    schema = dict(parse_qsl(query))["schema"]
+    if not KEEP:
+        return f"Its schema {schema} is dropped now (KEEP=1 in the environment keeps it)."
+    return f"Look at it: onward show {workflow} --url 'postgresql://…?schema={schema}'"
 
 
 @contextlib.contextmanager
-def transaction() -> Iterator[Any]:
-    """A connection of `sqlite3` or psycopg, whose transaction is committed at the end, or rolled back after an error."""
+def transaction() -> Iterator[Database]:
+    """A connection whose transaction is committed at the end, or rolled back after an error."""
     url = os.environ[NAME]
     if url.startswith("sqlite:///"):
         with contextlib.closing(sqlite3.connect(url.removeprefix("sqlite:///"))) as database, database:
             yield database
         return
     base, _, query = url.partition("?")
-    options = [(name, value) for name, value in parse_qsl(query) if name not in OWN]
+    options = [(name, value) for name, value in parse_qsl(query) if name not in ("schema", "poll_only")]  # Onward's
     try:
-        psycopg = importlib.import_module("psycopg")
+        import psycopg
     except ImportError:
         sys.exit('PostgreSQL needs a driver: pip install "onward[postgres]"')
     with psycopg.connect(f"{base}?{urlencode(options, quote_via=quote)}") as database:
         yield database
 
 
-def insert(database: Any, table: str, *values: object) -> None:
+def insert(database: Database, table: str, *values: object) -> None:
     """Insert a row, unless its key is there already. (The two drivers mark values differently: with ? and with %s.)"""
     marks = ", ".join(["?" if isinstance(database, sqlite3.Connection) else "%s"] * len(values))
     database.execute(f"INSERT INTO {table} VALUES ({marks}) ON CONFLICT DO NOTHING", values)

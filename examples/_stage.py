@@ -13,7 +13,6 @@ import re
 import socket
 import subprocess
 import sys
-import tempfile
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -23,13 +22,9 @@ for _name in ("anthropic", "fastapi", "httpx", "stripe", "uvicorn"):
 
 import httpx  # noqa: E402
 import uvicorn  # noqa: E402
+from _database import fresh  # noqa: E402, F401  (for ai_pipeline.py)
 
 os.environ["no_proxy"] = "127.0.0.1"  # this machine is reached directly, whatever proxy there is
-
-
-def database(name: str) -> str:
-    """The URL of a database file that does not exist yet, in a folder of its own."""
-    return f"sqlite:///{tempfile.mkdtemp(prefix=f'onward-{name}-')}/{name}.db"
 
 
 def listen() -> tuple[socket.socket, str]:

@@ -5,20 +5,18 @@ key that they know nothing happens again. The shop's server is a process of its 
 """
 
 import asyncio
-import contextlib
 import hmac
 import json
 import os
-import sqlite3
 import subprocess
 import sys
-import tempfile
 import time
 from collections import Counter, defaultdict
 from typing import Annotated
 
 import _stage
 import httpx
+from _database import fresh, look, transaction
 from fastapi import FastAPI, Header
 
 import onward
@@ -26,7 +24,7 @@ import onward
 SECRET = "whsec_demo"
 SESSION = {"id": "cs_1", "object": "checkout.session", "customer_email": "ada@example.com", "amount_total": 4900}
 EVENT = {"id": "evt_1", "object": "event", "type": "checkout.session.completed", "data": {"object": SESSION}}
-TABLES = ("events", "onward_workflows", "orders", "licences", "ledger")
+TABLES = ("events", "orders", "licences", "ledger")
 services = FastAPI()
 calls: dict[str, Counter[str]] = defaultdict(Counter)  # by service and key
 is_called, may_answer = asyncio.Event(), asyncio.Event()
@@ -54,9 +52,8 @@ def start_server(fd: int) -> subprocess.Popen[bytes]:
 
 
 async def play() -> None:
-    os.chdir(tempfile.mkdtemp(prefix="onward-webhook-"))
     listener, shop = _stage.listen()
-    async with _stage.served(services) as os.environ["SERVICES_URL"], onward.AsyncClient("sqlite:///shop.db") as client:
+    async with _stage.served(services) as os.environ["SERVICES_URL"], onward.AsyncClient(fresh("shop")) as client:
         server = start_server(listener.fileno())
         await deliver(shop)
         await asyncio.wait_for(is_called.wait(), timeout=120)
@@ -65,16 +62,18 @@ async def play() -> None:
         start_server(listener.fileno())
         await deliver(shop)
         await deliver(shop)
-        await client.handle(EVENT["id"]).result(timeout=120)
-    with contextlib.closing(sqlite3.connect("shop.db")) as database:
-        found = {table: database.execute(f"SELECT count(*) FROM {table}").fetchone()[0] for table in TABLES}
-        tries = database.execute("SELECT tries FROM onward_journal WHERE key = 'book'").fetchone()[0]
+        handle = client.handle(EVENT["id"])
+        await handle.result(timeout=120)
+        tries = next(entry.tries for entry in await handle.journal() if entry.key == "book")
+        found = {"workflow": sum((await client.counts()).values())}
+    with transaction() as database:
+        found |= {table: database.execute(f"SELECT count(*) FROM {table}").fetchone()[0] for table in TABLES}
     found |= {service: len(keys) for service, keys in calls.items()}
-    print(f"""Completed. Look at it: onward show {EVENT["id"]} --url sqlite:///{os.getcwd()}/shop.db
-  3 deliveries   {found["events"]} event, {found["onward_workflows"]} workflow
+    print(f"""Completed. {look(EVENT["id"])}
+  3 deliveries   {found["events"]} event, {found["workflow"]} workflow
   access         {found["access"]} provision  (calls: {calls["access"].total()}, one Idempotency-Key)
   mail           {found["mail"]} confirmation  (calls: {calls["mail"].total()})
-  shop.db        {found["orders"]} order, {found["licences"]} licence, {found["ledger"]} ledger entry  (all in try {tries})""")
+  rows           {found["orders"]} order, {found["licences"]} licence, {found["ledger"]} ledger entry  (all in try {tries})""")
     if set(found.values()) != {1}:
         sys.exit("BROKEN: something happened twice, or not at all")
     print("Ok: one provision, one mail, three rows.")

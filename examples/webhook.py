@@ -10,18 +10,18 @@ the second of three updates fails at first, and the server is killed with SIGKIL
 import asyncio
 import contextlib
 import os
-import sqlite3
 from collections.abc import AsyncIterator
 
-import _webhook_world  # first: it says what is missing
+import _webhook_world as world  # first: it says what is missing
 import httpx
 import stripe
+from _database import Database, insert, transaction
 from fastapi import FastAPI, HTTPException, Request
 
 import onward
 
-FILE = "shop.db"  # the shop's tables, and Onward's
-TABLES = "events (id PRIMARY KEY)", "orders (session, customer)", "licences (customer)", "ledger (session, cents)"
+EVENTS = "events (id text PRIMARY KEY)"  # the shop's own tables, in the same database as Onward's
+TABLES = EVENTS, "orders (session text, customer text)", "licences (customer text)", "ledger (session text, cents int)"
 
 
 @onward.step(retry=4)
@@ -32,12 +32,12 @@ def call(service: str, customer: str) -> None:
 
 
 @onward.step(retry=4, transactional=True)  # the three rows and the record of this step: all of them, or none
-def book(database: sqlite3.Connection, session: str, customer: str, cents: int) -> None:
-    database.execute("INSERT INTO orders VALUES (?, ?)", (session, customer))
+def book(database: Database, session: str, customer: str, cents: int) -> None:
+    insert(database, "orders", session, customer)
     if onward.current_step().try_number == 1:
         raise RuntimeError("the second update fails, the first time")
-    database.execute("INSERT INTO licences VALUES (?)", (customer,))
-    database.execute("INSERT INTO ledger VALUES (?, ?)", (session, cents))
+    insert(database, "licences", customer)
+    insert(database, "ledger", session, cents)
 
 
 @onward.workflow
@@ -49,21 +49,21 @@ async def fulfil(session: str, customer: str, cents: int) -> None:
 
 @contextlib.asynccontextmanager
 async def working(shop: FastAPI) -> AsyncIterator[None]:
-    with contextlib.closing(sqlite3.connect(FILE)) as database:
-        database.executescript(";".join(f"CREATE TABLE IF NOT EXISTS {table}" for table in TABLES))
-    async with onward.Worker(f"sqlite:///{FILE}", workflows=[fulfil]):
+    with transaction() as database:
+        for table in TABLES:
+            database.execute(f"CREATE TABLE IF NOT EXISTS {table}")
+    async with onward.Worker(workflows=[fulfil]):
         yield
 
 
 shop = FastAPI(lifespan=working)
-client = onward.Client(f"sqlite:///{FILE}")
+client = onward.Client()
 
 
 @shop.post("/stripe")
-async def receive(request: Request) -> None:
+async def receive(post: Request) -> None:
     try:
-        signature = request.headers.get("Stripe-Signature")
-        event = stripe.Webhook.construct_event(await request.body(), signature, _webhook_world.SECRET)
+        event = stripe.Webhook.construct_event(await post.body(), post.headers.get("Stripe-Signature"), world.SECRET)
     except stripe.SignatureVerificationError as error:
         raise HTTPException(400, "not from Stripe") from error
     if event.type == "checkout.session.completed":
@@ -71,10 +71,10 @@ async def receive(request: Request) -> None:
 
 
 def accept(event_id: str, paid: stripe.checkout.Session) -> None:
-    with contextlib.closing(sqlite3.connect(FILE)) as database, database:  # commits at the end, or rolls back
-        database.execute("INSERT INTO events VALUES (?) ON CONFLICT DO NOTHING", (event_id,))
+    with transaction() as database:  # of sqlite3 or psycopg; commits at the end, or rolls back
+        insert(database, "events", event_id)
         client.start(fulfil.using(id=event_id, tx=database), paid.id, paid.customer_email, paid.amount_total)
 
 
 if __name__ == "__main__":
-    asyncio.run(_webhook_world.play())
+    asyncio.run(world.play())

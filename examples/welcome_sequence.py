@@ -16,8 +16,9 @@ import os
 import smtplib
 import subprocess
 import sys
-import tempfile
 from typing import Any
+
+import _database
 
 import onward
 
@@ -52,26 +53,25 @@ class Mailbox:  # what the mail server calls
         return "250 OK"
 
 
-def start_worker(url: str) -> subprocess.Popen[bytes]:
-    return subprocess.Popen([sys.executable, "-m", "onward", "worker", __file__, "--url", url, "--log-level", "error"])
+def start_worker() -> subprocess.Popen[bytes]:
+    return subprocess.Popen([sys.executable, "-m", "onward", "worker", __file__, "--log-level", "error"])
 
 
 async def main(pause_s: float) -> None:
     server = await asyncio.get_running_loop().create_server(lambda: SMTP(Mailbox()), "127.0.0.1", 0)
     os.environ["SMTP_PORT"] = str(server.sockets[0].getsockname()[1])
-    url = f"sqlite:///{tempfile.mkdtemp(prefix='onward-welcome-')}/welcome.db"
-    async with onward.AsyncClient(url) as client:
+    async with onward.AsyncClient(_database.fresh("welcome")) as client:
         handle = await client.start(welcome_sequence.using(id="welcome-ada"), "ada@example.com", pause_s)
         print(f"Three days are {pause_s:g} seconds here{' (shortened)' * (pause_s < 3 * 86_400)}.", flush=True)
-        worker = start_worker(url)
+        worker = start_worker()
         while not (info := await handle.info()).waiting_for:  # noqa: ASYNC110  (until it sleeps)
             await asyncio.sleep(0.05)
         worker.kill()
         print(f"Worker {worker.pid} is killed with SIGKILL; the workflow is {info.state}.", flush=True)
-        worker = start_worker(url)
-        print(f"Worker {worker.pid} is started.", flush=True)
-        print(f"Completed: {len(await handle.result())} mails. Look at it: onward show welcome-ada --url {url}")
+        print(f"Worker {(worker := start_worker()).pid} is started.", flush=True)
+        print(f"Completed: {len(await handle.result())} mails. {_database.look('welcome-ada')}")
         worker.terminate()
+        worker.wait()
 
 
 if __name__ == "__main__":

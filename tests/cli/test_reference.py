@@ -29,7 +29,7 @@ def test_the_examples_run_in_their_order(cli: Cli, tmp_path: Path) -> None:
         assert result.exit_code == 0, f"{command}: {result.output}"
 
 
-@pytest.mark.parametrize("name", sorted(set(COMMANDS) - {"demo"}))
+@pytest.mark.parametrize("name", sorted(COMMANDS))
 def test_every_command_and_option_is_described(name: str) -> None:
     text = PAGE.read_text()
     command = onward.get_command(click.Context(onward), name)

@@ -18,9 +18,9 @@ def require_demo() -> None:
         pytest.importorskip(package)
 
 
-def environment(folder: Path) -> dict[str, str]:
-    """The environment of an example that puts its temporary files here."""
-    return {**os.environ, "TMPDIR": str(folder)}
+def environment(folder: Path, url: str = "") -> dict[str, str]:
+    """The environment of an example that puts its temporary files here; `url` names a PostgreSQL database instead."""
+    return {**os.environ, "TMPDIR": str(folder), "ONWARD_DATABASE_URL": url}
 
 
 def without(package: str, example: Path) -> str:

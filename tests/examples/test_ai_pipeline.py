@@ -53,7 +53,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Finished:
         assert process.stdout is not None
         first = process.stdout.readline()
         place = re.fullmatch(
-            r"Follow the analysis at (\S+), or with: onward show analysis --url sqlite:///(\S+)\n", first
+            r"Follow the analysis at (\S+), or with: onward show analysis --url 'sqlite:///(\S+)'\n", first
         )
         assert place is not None, first + complaints.read_text()
         pages = _pages_until_it_is_completed(place[1], process)
@@ -138,11 +138,11 @@ SPOILED = """
 import asyncio, sqlite3, sys
 sys.path.insert(0, {examples!r})
 import _stage, ai_pipeline
-kill, database = _stage.kill, _stage.database
+kill, fresh = _stage.kill, _stage.fresh
 
 def database_that_is_kept(name):
     global url
-    url = database(name)
+    url = fresh(name)
     return url
 
 def kill_and_forget(process, when):
@@ -151,7 +151,7 @@ def kill_and_forget(process, when):
         journal.execute("DELETE FROM onward_journal WHERE key = 'risks'")
     journal.close()
 
-_stage.kill, _stage.database = kill_and_forget, database_that_is_kept
+_stage.kill, _stage.fresh = kill_and_forget, database_that_is_kept
 asyncio.run(ai_pipeline.main())
 """
 

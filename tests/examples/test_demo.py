@@ -8,6 +8,7 @@ import os
 import re
 import shlex
 import shutil
+import signal
 import sqlite3
 import subprocess
 import sys
@@ -197,6 +198,7 @@ def test_a_server_that_is_not_there_ends_it_with_one_line(tmp_path: Path) -> Non
     assert last.startswith("error: ")
     assert "secret" not in run.stderr
     assert run.stdout == ""
+    assert list(tmp_path.iterdir()) == []
 
 
 def _schemas() -> set[str]:
@@ -217,6 +219,26 @@ class TestOnPostgres:
         assert f"killed with SIGKILL while item {KILL_AT}" in run.stdout
         assert f"the second worker went on at item {KILL_AT}" in run.stdout
         assert len(re.findall(r"^  ok   ", run.stdout, re.MULTILINE)) == 7
+        assert _schemas() == before
+        assert list(tmp_path.iterdir()) == []
+
+    def test_ctrl_c_drops_the_schema_too(self, tmp_path: Path) -> None:
+        before = _schemas()
+        demo = subprocess.Popen(
+            [sys.executable, "-m", "onward", "demo", "--url", server_url(), "--dir", str(tmp_path)],
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # noqa: PLW1509
+        )  # fmt: skip
+        assert demo.stdout is not None
+        shown = ""
+        while " works on " not in shown:
+            line = demo.stdout.readline()
+            assert line, shown
+            shown += line
+        assert _schemas() != before
+        demo.send_signal(signal.SIGINT)
+        demo.communicate(timeout=100)
+        assert demo.returncode == 130
         assert _schemas() == before
         assert list(tmp_path.iterdir()) == []
 

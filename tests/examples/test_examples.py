@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.examples.support import EXAMPLES
+from tests.examples.support import EXAMPLES, environment
 
 LONGEST = 80
 
@@ -84,7 +84,7 @@ def test_the_welcome_sequence_sends_each_mail_once_though_its_worker_is_killed(t
     pytest.importorskip("aiosmtpd")
     finished = subprocess.run(
         [sys.executable, str(EXAMPLES / "welcome_sequence.py")],
-        cwd=tmp_path, env={**os.environ, "TMPDIR": str(tmp_path)}, capture_output=True, text=True, timeout=60, check=False,
+        cwd=tmp_path, env=environment(tmp_path), capture_output=True, text=True, timeout=60, check=False,
     )  # fmt: skip
     assert finished.returncode == 0, finished.stderr
     assert "3 seconds here (shortened)" in finished.stdout

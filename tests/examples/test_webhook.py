@@ -22,6 +22,7 @@ import onward
 from tests.examples.support import EXAMPLES, environment, require_demo, without
 
 EXAMPLE = EXAMPLES / "webhook.py"
+FILE = "shop.db"
 
 
 def _rows(database: Path, query: str) -> list[tuple[Any, ...]]:
@@ -46,7 +47,7 @@ def test_three_deliveries_and_a_kill_are_one_provision_one_mail_and_three_rows(t
         "  3 deliveries   1 event, 1 workflow",
         "  access         1 provision  (calls: 2, one Idempotency-Key)",
         "  mail           1 confirmation  (calls: 1)",
-        "  shop.db        1 order, 1 licence, 1 ledger entry  (all in try 2)",
+        "  rows           1 order, 1 licence, 1 ledger entry  (all in try 2)",
         "Ok: one provision, one mail, three rows.",
     ]
     place = re.fullmatch(r"Completed. Look at it: onward show evt_1 --url sqlite:///(\S+)", lines[4])
@@ -63,16 +64,15 @@ def test_three_deliveries_and_a_kill_are_one_provision_one_mail_and_three_rows(t
 
 
 SPOILED = """
-import asyncio, sqlite3, sys
+import asyncio, sys
 sys.path.insert(0, {examples!r})
-import _webhook_world as world
+import _database, _webhook_world as world
 deliver = world.deliver
 
 async def deliver_and_book_by_hand(shop):
     await deliver(shop)
-    with sqlite3.connect("shop.db") as database:
-        database.execute("INSERT INTO licences VALUES ('eve@example.com')")
-    database.close()
+    with _database.transaction() as database:
+        _database.insert(database, "licences", "eve@example.com")
 
 world.deliver = deliver_and_book_by_hand
 asyncio.run(world.play())
@@ -104,19 +104,21 @@ def webhook(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleT
     monkeypatch.setenv("no_proxy", "127.0.0.1")
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(EXAMPLES))
+    monkeypatch.setenv("ONWARD_DATABASE_URL", f"sqlite:///{FILE}")
     module = importlib.import_module("webhook")
-    with module.client as client, closing(sqlite3.connect(module.FILE)) as database:
+    with module.client as client, module.transaction() as database:
         client.counts()  # makes the tables of Onward
         for table in module.TABLES:
             database.execute(f"CREATE TABLE {table}")
+        database.commit()
         yield module
-    for name in ("webhook", "_webhook_world", "_stage"):
+    for name in ("webhook", "_webhook_world", "_stage", "_database"):
         sys.modules.pop(name, None)
 
 
 def _deliver(webhook: ModuleType, *, secret: str = "whsec_demo", **changes: Any) -> int:
     testclient = importlib.import_module("starlette.testclient")
-    body, now = json.dumps(webhook._webhook_world.EVENT | changes), int(time.time())
+    body, now = json.dumps(sys.modules["_webhook_world"].EVENT | changes), int(time.time())
     signature = hmac.new(secret.encode(), f"{now}.{body}".encode(), "sha256").hexdigest()
     browser = testclient.TestClient(webhook.shop, raise_server_exceptions=False)
     answer = browser.post("/stripe", content=body, headers={"Stripe-Signature": f"t={now},v1={signature}"})
@@ -124,7 +126,7 @@ def _deliver(webhook: ModuleType, *, secret: str = "whsec_demo", **changes: Any)
 
 
 def _kept(webhook: ModuleType) -> tuple[list[tuple[Any, ...]], list[tuple[Any, ...]]]:
-    shop = Path(webhook.FILE)
+    shop = Path(FILE)
     return _rows(shop, "SELECT id FROM events"), _rows(shop, "SELECT id, payload FROM onward_workflows")
 
 

@@ -32,10 +32,12 @@ def hello() -> Iterator[ModuleType]:
 
 
 @pytest.fixture
-def welcome() -> Iterator[ModuleType]:
+def welcome(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
     pytest.importorskip("aiosmtpd")
+    monkeypatch.syspath_prepend(str(EXAMPLES))
     yield load("welcome_sequence")
-    del sys.modules["welcome_sequence"]
+    for name in ("welcome_sequence", "_database"):
+        sys.modules.pop(name, None)
 
 
 def test_the_countdown_says_each_number_once_a_second(hello: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:

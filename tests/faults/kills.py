@@ -152,4 +152,4 @@ def tell(rounds: list[Round]) -> None:
         )
 
 
-__all__ = ["ID", "IS_LONG", "Job", "Matrix", "Round", "part_of", "tell"]
+__all__ = ["ID", "IS_LONG", "SIDE_BY_SIDE", "Job", "Matrix", "Round", "part_of", "tell"]

@@ -24,7 +24,7 @@ PROGRAM = shutil.which("pgbouncer") or shutil.which("pgbouncer", path="/usr/sbin
 POOL_SIZE = 4
 _SETTINGS = """\
 [databases]
-* = host={host} port={port} user={user}
+* = host={host} port={port} user={user} password={password}
 [pgbouncer]
 listen_addr =
 listen_port = 6432
@@ -71,7 +71,7 @@ def pooler_to(url: str, mode: str = "transaction") -> Iterator[Pooler]:
     with server_directories() as base:
         settings = _SETTINGS.format(
             host=options.get("host") or parts.hostname or "localhost", port=options.get("port") or parts.port or 5432,
-            user=parts.username or "postgres", directory=base, size=POOL_SIZE, mode=mode,
+            user=parts.username or "postgres", password=parts.password or "none", directory=base, size=POOL_SIZE, mode=mode,
         )  # fmt: skip
         (base / "pgbouncer.ini").write_text(settings)
         process = subprocess.Popen(

@@ -41,7 +41,7 @@ class Proxy:
         options = {name: values[0] for name, values in parse_qs(parts.query).items()}
         self._host = options.get("host") or parts.hostname or "localhost"
         self._port = int(options.get("port") or parts.port or 5432)
-        self._user = parts.username or "postgres"
+        self._credentials = parts.netloc.rpartition("@")[0] or "postgres"
         self._database = parts.path.lstrip("/")
         self.delay_s = 0.0
         self.is_refusing = False
@@ -72,7 +72,7 @@ class Proxy:
     @property
     def url(self) -> str:
         """The way through the proxy to the same database."""
-        return f"postgresql://{self._user}@127.0.0.1:{self.port}/{self._database}?sslmode=disable&gssencmode=disable"
+        return f"postgresql://{self._credentials}@127.0.0.1:{self.port}/{self._database}?sslmode=disable&gssencmode=disable"
 
     # ------------------------------------------------------------------ faults
 

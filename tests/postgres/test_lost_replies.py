@@ -128,7 +128,7 @@ def test_a_worker_whose_connections_break_all_the_time_gets_through(
         while scene.status(ID) != "completed":
             assert cuts < 300, scene.describe()
             with contextlib.suppress(AssertionError):
-                until(lambda: scene.status(ID) == "completed", "the end", timeout_s=0.1)
+                until(lambda: scene.status(ID) == "completed", "the end", timeout_s=0.2)
             proxy.cut()
             cuts += 1
         print(f"{cuts} cuts, {proxy.connection_count} connections")

@@ -92,7 +92,7 @@ def test_a_pooler_that_restarts_is_waited_for(scene: PostgresScene, pooler: Pool
     with scene.worker(url=url, lease=60.0) as worker:
         times = load.torment(lambda: _reconnect(pooler, scene.postgres.name), 6)
         load.check()
-    assert times > 1
+    assert times > 0
     check_log(worker)
 
 

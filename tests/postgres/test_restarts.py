@@ -52,7 +52,7 @@ def test_immediate_restarts_under_load_lose_nothing(own_scene: PostgresScene, in
     restarts = load.torment(instance.restart_immediately, RESTARTS)
     load.check()
     print(f"{restarts} restarts")
-    assert restarts > 1
+    assert restarts > 0
     assert own_scene.rows("SELECT sum(is_dead) FROM onward_workers") == [0]
     for worker in workers:
         worker.stop()

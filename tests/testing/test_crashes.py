@@ -160,9 +160,10 @@ async def test_a_body_can_be_the_death_of_its_worker_until_the_workflow_fails_al
 
 
 async def test_worker_after_worker_dies_and_everything_is_finished_all_the_same(environment: Make) -> None:
-    """Each dies a dozen and a half points after the one before it; recorded steps make the progress."""
+    """Each dies a dozen and a half points after the one before it. Three of them: a fourth death without a recorded step in
+    between would be the workflow's own."""
     async with environment() as env:
-        crashes = env.crash_at("*@18", times=6)
+        crashes = env.crash_at("*@18", times=3)
         handles = [await env.start(flows.onboarding, name) for name in ("ada", "bob", "eve")]
         for handle, name in zip(handles, ("ada", "bob", "eve"), strict=True):
             assert await handle.result() == [f"welcome to {name}", f"follow-up to {name}"]

@@ -156,9 +156,11 @@ def _kept(plan: Plan) -> str:
 
 def _remove(plan: Plan, own_folder: bool) -> None:
     """Remove what the demo made, and nothing else."""
-    plan.place.remove()
-    for pattern in ("bodies.log", "classifier-quota.*", "worker-?.log"):
-        for path in plan.folder.glob(pattern):
-            path.unlink()
-    if own_folder:
-        plan.folder.rmdir()
+    try:
+        plan.place.remove()
+    finally:
+        for pattern in ("bodies.log", "classifier-quota.*", "worker-?.log"):
+            for path in plan.folder.glob(pattern):
+                path.unlink()
+        if own_folder:
+            plan.folder.rmdir()

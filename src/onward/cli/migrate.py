@@ -21,7 +21,9 @@ REFUSED, BAD_USAGE = 4, 2
 @common_options
 @click.option("--check", is_flag=True, help="Change nothing; exit with 5 if there is something to do.")
 @click.option("--sql", is_flag=True, help="Print the statements that make the schema, and do nothing else.")
-@click.option("--roles", is_flag=True, help="PostgreSQL: print a script of minimal roles, for psql, and do nothing else.")
+@click.option(
+    "--roles", is_flag=True, help="PostgreSQL: print a script of minimal roles, for psql, and do nothing else."
+)
 @click.option("--drop", is_flag=True, help="Remove Onward's tables, with all workflows, and nothing else.")
 @click.option("--yes", is_flag=True, help="With --drop: do not ask.")
 @click.option("--force", is_flag=True, help="With --drop: even while workers are alive.")

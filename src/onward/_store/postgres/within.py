@@ -21,7 +21,7 @@ from weakref import WeakKeyDictionary
 import msgspec
 import psycopg
 
-from onward._store.operations import APPLIED, LEASE_LOST, Applied, CancelOp, Outcome, SignalOp, Started, StartOp
+from onward._store.operations import APPLIED, BUSY, Applied, CancelOp, Outcome, SignalOp, Started, StartOp
 from onward._store.postgres import faults
 from onward._store.postgres.batch import Start
 from onward._store.postgres.mailbox import note_cancels, note_signals
@@ -141,7 +141,7 @@ class CallersWrites:
                 rows = yield from self._carry_out(caller, *_in_text(call))
                 answers.append(rows[0][0].encode() if rows else None)
             note_starts(answers[1], starts, outcomes)
-            if LEASE_LOST not in outcomes:
+            if BUSY not in outcomes:
                 yield from self._ask(caller, "tell_at_commit", channel=self._database.channel)
                 break
             # An id that was taken at the insert, and free when it was looked for: its workflow was pruned in between.
