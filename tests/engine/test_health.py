@@ -29,12 +29,8 @@ async def held(value: int) -> int:
     return await hold(value)
 
 
-holding = asyncio.Event()
-
-
 @step
 async def hold(value: int) -> int:
-    holding.set()
     await asyncio.Event().wait()
     return value
 
@@ -65,12 +61,14 @@ async def test_it_is_starting_before_it_has_begun_and_stopping_after(plain_lab: 
 
 
 async def test_it_counts_what_it_holds(plain_lab: Lab) -> None:
-    holding.clear()
     async with plain_lab.client() as client, plain_lab.working(held, grace=0.0) as worker:
         assert worker.health().used == 0
         await client.start(held, 1)
-        await holding.wait()
-        assert worker.health().used == 1
+
+        async def holds_one() -> bool:
+            return worker.health().used == 1
+
+        await plain_lab.until(holds_one)
 
 
 async def test_without_its_lease_it_is_live_and_not_ready(plain_lab: Lab) -> None:

@@ -255,7 +255,9 @@ class MemoryStore:
 
     def transfer(self) -> NoReturn:
         """Its rows live and die with this process."""
-        raise ConfigurationError(f"{self.url} belongs to one process: there is nothing in it to copy, and nobody to copy it for")
+        raise ConfigurationError(
+            f"{self.url} belongs to one process: there is nothing in it to copy, and nobody to copy it for"
+        )
 
     def leases(self) -> MemoryLeases:
         """For the lease thread."""
