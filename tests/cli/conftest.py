@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import math
 import sqlite3
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
@@ -77,20 +79,37 @@ def flows() -> str:
     return str(FLOWS)
 
 
+class _Template:
+    """The file that `lived_in` copies, made again once it is so old that what it says of times would not fit."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+        self._made_at = -math.inf
+        self._count = 0
+
+    def path(self) -> Path:
+        if time.monotonic() - self._made_at > 15:
+            self._count += 1
+            before = sys.path[:]
+            self._made_at = time.monotonic()
+            asyncio.run(_live(f"sqlite:///{self._directory / f'lived-in-{self._count}.db'}"))
+            sys.path[:] = before
+        return self._directory / f"lived-in-{self._count}.db"
+
+
 @pytest.fixture(scope="session")
-def _lived_in(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("cli") / "lived-in.db"
-    before = sys.path[:]
-    asyncio.run(_live(f"sqlite:///{path}"))
-    sys.path[:] = before
-    return path
+def _lived_in(tmp_path_factory: pytest.TempPathFactory) -> _Template:
+    return _Template(tmp_path_factory.mktemp("cli"))
 
 
 @pytest.fixture
-def lived_in(_lived_in: Path, tmp_path: Path) -> str:
+def lived_in(_lived_in: _Template, tmp_path: Path) -> str:
     """The URL of a file of one's own, in which each of these ids is in the state that the name says: completed, failed,
     cancelled, unlucky (backing off), retrying (a step is), sleeper, waiter, parent, delayed, pending."""
-    with closing(sqlite3.connect(_lived_in)) as source, closing(sqlite3.connect(tmp_path / "lived-in.db")) as copy:
+    with (
+        closing(sqlite3.connect(_lived_in.path())) as source,
+        closing(sqlite3.connect(tmp_path / "lived-in.db")) as copy,
+    ):
         source.backup(copy)
     return f"sqlite:///{tmp_path / 'lived-in.db'}"
 
