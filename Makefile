@@ -19,9 +19,6 @@ demo: export ONWARD_DATABASE_URL = $(URL)
 endif
 demo: $(STAMP) ## four systems, each killed half-way, on SQLite (or URL=postgresql://…)
 	$(BIN)/onward demo $(if $(KEEP),--keep)
-	$(BIN)/python examples/welcome_sequence.py
-	$(BIN)/python examples/webhook.py
-	$(BIN)/python examples/ai_pipeline.py
 
 test: $(STAMP) ## the whole test suite, under 10 minutes (ARGS="-k word" to choose)
 	$(BIN)/pytest -n 2 --dist loadfile $(ARGS)
@@ -43,7 +40,7 @@ fmt: $(STAMP) ## format the code and mend what can be mended
 	$(BIN)/ruff format $(CODE)
 	$(BIN)/python -m tools.reference
 
-bench: $(STAMP) ## speed and memory, against a bare sqlite3 loop (ARGS= for one measure)
+bench: $(STAMP) ## speed and memory beside bare SQL and the peers, into docs/benchmarks.md (ARGS="--only starts")
 	$(BIN)/python -m benchmarks --write $(ARGS)
 
 docs: $(STAMP) ## check the README and docs/, and build the site in site/ (warnings fail)

@@ -1,1 +1,1 @@
-"""Measurements of Onward beside bare SQL loops that write the same rows; `python -m benchmarks`."""
+"""Measurements of Onward beside bare SQL loops that write the same rows, and beside its peers; `python -m benchmarks`."""

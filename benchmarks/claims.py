@@ -19,7 +19,10 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from benchmarks.bench import Bench
 from benchmarks.databases import Database
+from benchmarks.results import Results, Sample
+from benchmarks.workloads import percentile
 from onward._store.base import Store
 from onward._store.opening import open_store
 from onward._store.operations import Fence, FinishOp
@@ -29,6 +32,8 @@ WORKER = WorkerRow(
     id="bench", name="bench", host="here", pid=1, queues=("default",), types=("three",), code_version="1"
 )
 REQUEST = ClaimRequest(worker="bench", queue="default", types=("three",), limit=10, version="1/3.11", code_version="1")
+SECTION = "claims"
+ROWS = 1_000_000
 DAY_S = 86_400
 
 
@@ -123,7 +128,7 @@ async def measure(database: Database, case: Case, rows: int, claims: int) -> lis
         await store.close()
 
 
-def run(url: str, rows: int, claims: int, tell: Callable[[str], Any] = print) -> dict[str, list[float]]:
+def measure_all(url: str, rows: int, claims: int, tell: Callable[[str], Any] = print) -> dict[str, list[float]]:
     """All cases, told as they end."""
     found: dict[str, list[float]] = {}
     tell(
@@ -134,20 +139,44 @@ def run(url: str, rows: int, claims: int, tell: Callable[[str], Any] = print) ->
         if case.holds_snapshot and not database.is_postgres:
             continue
         took = found[case.name] = asyncio.run(measure(database, case, rows, claims))
-        p99 = statistics.quantiles(took, n=100)[98]
+        p99 = percentile(took, 99)
         count = round(rows * case.others)
         tell(f"{case.name:44} {count:10,} {statistics.median(took):9.2f} {p99:9.2f} {max(took):9.2f}")
     return found
+
+
+def run(bench: Bench) -> None:
+    """A part of `python -m benchmarks`: each case once on each database."""
+    rows, claims = bench.count(ROWS), bench.count(1_000)
+    for kind in bench.kinds:
+        for name, took in measure_all(bench.database(kind).url, rows, claims, lambda _: None).items():
+            figures = {"p50_ms": statistics.median(took), "p99_ms": percentile(took, 99), "max_ms": max(took)}
+            bench.keep(Sample(SECTION, name, f"onward-{kind}", figures, rows))
+
+
+def lines(results: Results) -> list[str]:
+    """The table."""
+    shares = {case.name: case.others for case in CASES}
+    rows = []
+    for case in results.cases(SECTION):
+        for kind, where in (("pg", "PostgreSQL"), ("sqlite", "SQLite")):
+            found = results.of(SECTION, case, f"onward-{kind}")
+            times = [results.median(SECTION, case, f"onward-{kind}", name) for name in ("p50_ms", "p99_ms", "max_ms")]
+            if found:
+                shown = " | ".join("" if time is None else f"{time:.2f}" for time in times)
+                rows.append(f"| {case}, {where} | {round(found[-1].size * shares.get(case, 0)):,} | {shown} |")
+    head = "| a claim of 10 rows beside | rows | median, ms | p99, ms | longest, ms |"
+    return [head, "|---|---:|---:|---:|---:|", *rows]
 
 
 def main() -> None:
     """Parse the command line and measure."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.claims", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--url", required=True, help="the database; it is made fresh")
-    parser.add_argument("--rows", type=int, default=1_000_000, help="rows beside the due ones")
+    parser.add_argument("--rows", type=int, default=ROWS, help="rows beside the due ones")
     parser.add_argument("--claims", type=int, default=1_000)
     given = parser.parse_args()
-    run(given.url, given.rows, given.claims)
+    measure_all(given.url, given.rows, given.claims)
 
 
 if __name__ == "__main__":

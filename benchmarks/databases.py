@@ -11,7 +11,7 @@ import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit, urlunsplit
+from urllib.parse import parse_qsl, quote, urlencode, urlsplit, urlunsplit
 
 
 class Database:
@@ -40,7 +40,7 @@ class Database:
             return
         parts = urlsplit(self.url)
         name = parts.path.lstrip("/")
-        with self._postgres(urlunsplit(parts._replace(path="/postgres", query=""))) as connection:
+        with self._postgres(urlunsplit(parts._replace(path="/postgres"))) as connection:
             connection.execute(f'DROP DATABASE IF EXISTS "{name}" WITH (FORCE)')
             connection.execute(f'CREATE DATABASE "{name}"')
             connection.execute("CHECKPOINT")
@@ -79,5 +79,17 @@ class Database:
     def _postgres(self, url: str) -> Iterator[Any]:
         import psycopg  # measuring SQLite needs no driver
 
-        with psycopg.connect(urlunsplit(urlsplit(url)._replace(query="")), autocommit=True) as connection:
+        with psycopg.connect(without_own_options(url), autocommit=True) as connection:
             yield connection
+
+
+def without_own_options(url: str) -> str:
+    """A PostgreSQL URL as drivers take it, without what only Onward understands."""
+    parts = urlsplit(url)
+    options = [(name, value) for name, value in parse_qsl(parts.query) if name not in ("schema", "poll_only")]
+    return urlunsplit(parts._replace(query=urlencode(options, quote_via=quote)))
+
+
+def on_server(server_url: str, name: str) -> str:
+    """The URL of the database of that name on a server."""
+    return urlunsplit(urlsplit(server_url)._replace(path=f"/{name}"))

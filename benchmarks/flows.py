@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import time
+from datetime import UTC, datetime
 
-from onward import Signal, step, workflow
+from onward import Signal, sleep_until, step, workflow
 
 go_on = Signal("go_on", bool)
 
@@ -14,6 +15,25 @@ go_on = Signal("go_on", bool)
 async def add(value: int) -> int:
     """A step that costs nothing itself."""
     return value + 1
+
+
+@step
+def add_in_thread(value: int) -> int:
+    """The same as `def`: it runs in the thread pool."""
+    return value + 1
+
+
+@step
+async def keep(text: str) -> str:
+    """A step whose argument and result are as large as the payload."""
+    return text
+
+
+@step
+async def stay(seconds: float) -> float:
+    """A step that takes long and does nothing."""
+    await asyncio.sleep(seconds)
+    return seconds
 
 
 @step
@@ -34,6 +54,26 @@ async def three(value: int) -> int:
     for _ in range(3):
         value = await add(value)
     return value
+
+
+@workflow
+async def three_in_threads(value: int) -> int:
+    """Three `def` steps in sequence."""
+    for _ in range(3):
+        value = await add_in_thread(value)
+    return value
+
+
+@workflow
+async def carry(text: str) -> str:
+    """One step; payload, the step's argument, its result and the workflow's are equally large."""
+    return await keep(text)
+
+
+@workflow
+async def staying(seconds: float) -> float:
+    """Stays in memory, in a step."""
+    return await stay(seconds)
 
 
 @workflow
@@ -70,7 +110,7 @@ async def resume(steps: int, mark: str) -> float:
 @workflow
 async def sleeper(due: float) -> float:
     """Sleep until an instant; the result is how late it woke, in seconds."""
-    await asyncio.sleep(max(0.0, due - await clock()))
+    await sleep_until(datetime.fromtimestamp(due, UTC))
     return await clock() - due
 
 

@@ -10,48 +10,41 @@ from __future__ import annotations
 
 import argparse
 import json
-import statistics
+import signal
 import sys
 from pathlib import Path
-from typing import Any
 
 sys.path[:0] = [str(Path(__file__).resolve().parent.parent / part) for part in ("src", ".")]  # it is run by its path
 
-from benchmarks import flows, measures  # noqa: E402
+from benchmarks import flows, workloads  # noqa: E402
 from benchmarks.databases import Database  # noqa: E402
 
 SIZES = {"noop": 5000, "three": 1500, "latency": 200, "long": 2000, "fanout": 1000, "resume": 5000, "sleepers": 10000}
 
 
-def measure(workload: str, database: Database, size: int, concurrency: int | None) -> dict[str, Any]:
+def measure(
+    workload: str, database: Database, size: int, concurrency: int | None, options: dict[str, str]
+) -> dict[str, float]:
     """What one workload gives, under the names that all scripts use."""
-    options = () if concurrency is None else ("--slots", str(concurrency))
+    given = [] if concurrency is None else ["--slots", str(concurrency)]
+    processes = int(options.get("processes", "1"))
+    if processes > 1:
+        given += ["-p", str(processes)]
     match workload:
         case "noop":
-            return {**measures.drain(database, flows.noop, size, *options)}
+            return workloads.drain_numbers(database, flows.noop, size, 0, *given, count=processes)
         case "three":
-            return {**measures.drain_three(database, size, *options), "checked_steps": 3 * size}
+            return workloads.drain_numbers(database, flows.three, size, 3, *given, count=processes)
         case "latency":
-            times = measures.latency_two_processes(database, size)
-            p50, p99 = statistics.median(times), measures.percentile(times, 99)
-            return {"p50_ms": p50, "p99_ms": p99, "max_ms": max(times), "seconds": sum(times) / 1000}
-        case "long" | "fanout":
-            seconds = measures.in_one(database, flows.long if workload == "long" else flows.parent, size)
-            return {"seconds": seconds, "per_s": size / seconds}
+            return workloads.latency(database, size, is_in_one_process=options.get("how") == "one-process")
+        case "long":
+            return workloads.in_one(database, flows.long, size)
+        case "fanout":
+            return workloads.in_one(database, flows.parent, size)
         case "resume":
-            built_s, seconds = measures.resume(database, size)
-            return {"build_s": built_s, "seconds": seconds}
+            return workloads.resume(database, size)
         case _:
-            found = measures.sleepers(database, size, 0.0)
-            late = [one / 1000 for one in found.late_ms]
-            return {
-                "late_p50_s": statistics.median(late),
-                "late_p99_s": measures.percentile(late, 99),
-                "late_max_s": max(late),
-                "seconds": max(late),
-                "worker_rss_mb": found.rss_mb,
-                "enqueue_per_s": found.enqueue_per_s,
-            }
+            return workloads.sleepers(database, size, float(options.get("spread", "0")))
 
 
 def main() -> None:
@@ -61,13 +54,20 @@ def main() -> None:
     parser.add_argument("--n", type=int, help="size of the workload")
     parser.add_argument("--concurrency", type=int, help="slots of the worker")
     parser.add_argument("--dsn", required=True, help="sqlite:///path or postgresql://…/database; made fresh")
-    parser.add_argument("--opt", action="append", default=[], help="k=v: none is known")
+    parser.add_argument(
+        "--opt",
+        action="append",
+        default=[],
+        help="k=v: processes=2 (of the worker), how=one-process (latency), spread=5 (s; sleepers)",
+    )
     given = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # the worker's process is ended, too
     size = given.n or SIZES[given.workload]
     database = Database(given.dsn)
-    found = measure(given.workload, database, size, given.concurrency)
+    options = dict(one.split("=", 1) for one in given.opt)
+    found = measure(given.workload, database, size, given.concurrency, options)
     name = "onward-pg" if database.is_postgres else "onward-sqlite"
-    head = {"peer": name, "workload": given.workload, "n": size, "concurrency": given.concurrency}
+    head = {"peer": name, "workload": given.workload, "n": size, "concurrency": given.concurrency, "opt": options}
     print(json.dumps({**head, **{key: round(value, 6) for key, value in found.items()}}))
 
 

@@ -1,14 +1,14 @@
 """The examples' database: a new SQLite file, or a new schema where ONWARD_DATABASE_URL names a PostgreSQL server.
 
-`fresh` makes it; all processes of an example then find it in ONWARD_DATABASE_URL, where Onward looks for it by itself. The file
-stays. The schema is dropped at the end, unless KEEP is set in the environment. The shop of webhook.py has its own tables beside
-Onward's, and reaches them by `transaction` and `insert`, on either database.
+`fresh` makes it, and tells all processes by that variable. The schema is dropped at the end, unless KEEP is in the environment.
 """
 
 import atexit
 import contextlib
 import os
+import re
 import secrets
+import shlex
 import sqlite3
 import sys
 import tempfile
@@ -31,33 +31,35 @@ def fresh(name: str) -> str:
     options = dict(parse_qsl(query)) | {"schema": schema}
     options["options"] = f"{options.get('options', '')} -csearch_path={schema}".strip()  # for the shop's tables
     os.environ[NAME] = f"{base}?{urlencode(options, quote_via=quote)}"
-    with transaction() as database:
-        database.execute(f"CREATE SCHEMA {schema}")
+    _execute(f"CREATE SCHEMA {schema}")
     if not KEEP:
-        atexit.register(_drop, schema)
+        atexit.register(_execute, f"DROP SCHEMA IF EXISTS {schema} CASCADE")
     return os.environ[NAME]
+
+
+def shown() -> str:
+    """The URL for people: without a password, or the search path."""
+    base, _, query = re.sub(r"(//[^:@/]*):[^@/]*@", r"\1@", os.environ[NAME]).partition("?")
+    options = [option for option in parse_qsl(query) if option[0] not in ("password", "options")]
+    return f"{base}?{urlencode(options, safe='/')}".rstrip("?")
 
 
 def look(workflow: str) -> str:
     """What an example says at its end."""
-    base, _, query = os.environ[NAME].partition("?")
-    if not query:
-        return f"Look at it: onward show {workflow} --url {base}"
-    schema = dict(parse_qsl(query))["schema"]
-    if not KEEP:
-        return f"Its schema {schema} is dropped now (KEEP=1 in the environment keeps it)."
-    return f"Look at it: onward show {workflow} --url 'postgresql://…?schema={schema}'"
+    schema = re.search(r"schema=(\w+)", os.environ[NAME])
+    if schema and not KEEP:
+        return f"Its schema {schema[1]} is dropped now (KEEP=1 in the environment keeps it)."
+    return f"Look at it: onward show {workflow} --url {shlex.quote(shown())}"
 
 
 @contextlib.contextmanager
 def transaction() -> Iterator[Database]:
     """A connection whose transaction is committed at the end, or rolled back after an error."""
-    url = os.environ[NAME]
-    if url.startswith("sqlite:///"):
-        with contextlib.closing(sqlite3.connect(url.removeprefix("sqlite:///"))) as database, database:
+    base, _, query = os.environ[NAME].partition("?")
+    if base.startswith("sqlite:///"):
+        with contextlib.closing(sqlite3.connect(base.removeprefix("sqlite:///"))) as database, database:
             yield database
         return
-    base, _, query = url.partition("?")
     options = [(name, value) for name, value in parse_qsl(query) if name not in ("schema", "poll_only")]  # Onward's
     try:
         import psycopg
@@ -73,6 +75,6 @@ def insert(database: Database, table: str, *values: object) -> None:
     database.execute(f"INSERT INTO {table} VALUES ({marks}) ON CONFLICT DO NOTHING", values)
 
 
-def _drop(schema: str) -> None:
+def _execute(statement: str) -> None:
     with transaction() as database:
-        database.execute(f"DROP SCHEMA IF EXISTS {schema} CASCADE")
+        database.execute(statement)

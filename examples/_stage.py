@@ -22,7 +22,7 @@ for _name in ("anthropic", "fastapi", "httpx", "stripe", "uvicorn"):
 
 import httpx  # noqa: E402
 import uvicorn  # noqa: E402
-from _database import fresh  # noqa: E402, F401  (for ai_pipeline.py)
+from _database import fresh, shown  # noqa: E402, F401  (for ai_pipeline.py)
 
 os.environ["no_proxy"] = "127.0.0.1"  # this machine is reached directly, whatever proxy there is
 

@@ -59,7 +59,7 @@ async def main() -> None:
     stub = MessagesStub(["overloaded", "answered", "dropped", "answered", "cut off", "answered"])
     async with stub.served(), _stage.served(page) as address, onward.AsyncClient(_stage.fresh("analysis")) as client:
         page.state.analysis = await client.start(analyse.using(id="analysis"), LETTERS)
-        print(f"Follow the analysis at {address}, or with: onward show analysis --url '{client.url}'", flush=True)
+        print(f"Follow the analysis at {address}, or with: onward show analysis --url '{_stage.shown()}'", flush=True)
         worker = _stage.start("onward", "worker", __file__, "--log-level", "error")
         await asyncio.wait_for(_stage.text_of(address, having="Mend the export"), timeout=120)
         _stage.kill(worker, "in the middle of the third answer")

@@ -8,9 +8,10 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
+
+import msgspec
 
 from onward._engine.specs import StartOptions
 from onward._store.within.base import CallerConnection
@@ -148,7 +149,7 @@ def start_options(
         changes["max_attempts"] = check_max_attempts(max_attempts)
     if tx is not None:
         changes["tx"] = tx
-    return replace(base, **changes)
+    return msgspec.structs.replace(base, **changes)
 
 
 def refuse_tx(options: StartOptions, name: str) -> None:

@@ -6,13 +6,13 @@ All checks of a call are made here, before anything is written and before a call
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from typing import Any, TypeVar
 
 from onward._engine.replay.calls import current_execution
 from onward._engine.specs import WorkflowSpec
-from onward._engine.starts import new_seed, new_workflow, new_workflow_id
+from onward._engine.starts import new_seed, new_seeds, new_workflow, new_workflow_ids
 from onward._store.operations import AlreadyFinal, IdConflict, NotFound, Outcome, SignalOp, Started, StartOp
 from onward._store.records import FINAL, Filter
 from onward._store.within.base import CallerConnection
@@ -92,13 +92,21 @@ def refuse_tx_of_run(bound: BoundWorkflow[Any]) -> None:
         )
 
 
-def start_op(bound: BoundWorkflow[Any]) -> StartOp:
-    """The insert of a start."""
-    spec, options = bound.spec, bound.options
-    spec.arguments.resolve()
-    spec.result.resolve()
-    payload, digest = spec.arguments.encode_with_digest(bound.args, bound.kwargs)
-    return StartOp(new_workflow(spec, options, options.id or new_workflow_id(), payload, digest, seed=new_seed()))
+def start_ops(bounds: Sequence[BoundWorkflow[Any]]) -> list[StartOp]:
+    """The inserts of some starts. All checks of all of them are made here."""
+    encoded: list[tuple[str, str]] = []
+    spec: WorkflowSpec | None = None
+    for bound in bounds:
+        if bound.spec is not spec:
+            spec = bound.spec
+            spec.arguments.resolve()
+            spec.result.resolve()
+        encoded.append(spec.arguments.encode_with_digest(bound.args, bound.kwargs))
+    ids, seeds = new_workflow_ids(len(bounds)), new_seeds(len(bounds))
+    return [
+        StartOp(new_workflow(bound.spec, bound.options, bound.options.id or id, payload, digest, seed=seed))
+        for bound, (payload, digest), id, seed in zip(bounds, encoded, ids, seeds, strict=True)
+    ]
 
 
 def signal_op(workflow_id: str, signal: Signal[T], value: T) -> SignalOp:

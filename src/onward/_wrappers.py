@@ -171,7 +171,10 @@ class Workflow(Generic[P, R_co]):
             max_attempts=max_attempts,
             tx=tx,
         )
-        return Workflow(self._spec, options, is_static=self._is_static)
+        copy: Workflow[P, R_co] = object.__new__(type(self))
+        copy.__dict__.update(self.__dict__)
+        copy._options = options
+        return copy
 
     def bind(self, *args: P.args, **kwargs: P.kwargs) -> BoundWorkflow[R_co]:
         """The workflow with its arguments, for `client.start_many`. Raises TypeError where a call would."""
@@ -198,7 +201,7 @@ class Workflow(Generic[P, R_co]):
     def __repr__(self) -> str:
         changed = [
             f"{name}={getattr(self._options, name)!r}"
-            for name in StartOptions.__slots__
+            for name in StartOptions.__struct_fields__
             if getattr(self._options, name) != getattr(_NO_OPTIONS, name)
         ]
         using = f" using({', '.join(changed)})" if changed else ""

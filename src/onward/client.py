@@ -33,7 +33,7 @@ from onward._requests import (
     refuse_in_workflow,
     refuse_tx_of_run,
     signal_op,
-    start_op,
+    start_ops,
 )
 from onward._store.base import Clock
 from onward._store.coded import checked_codec
@@ -153,11 +153,11 @@ class AsyncClient:
 
     async def _start(self, workflows: Iterable[BoundWorkflow[R]]) -> builtins.list[AsyncHandle[R]]:
         bounds, tx = bound_workflows(workflows)
-        ops = [start_op(bound) for bound in bounds]
+        ops = start_ops(bounds)
         outcomes: Iterable[Outcome]
         if tx is None:
             connection = await self._connection()
-            outcomes = await asyncio.gather(*(connection.write(op) for op in ops))
+            outcomes = await connection.write_many(ops)
         else:
             self._refuse_closed()
             outcomes = await self._transactions.write_async(tx, ops)
@@ -313,9 +313,12 @@ class Client:
         return self._thread().client
 
     def _handle(self, started: Started, spec: WorkflowSpec | None, *, is_within: bool = False) -> Handle[Any]:
-        """A handle bound to whatever connection this client has at the call (a fork changes it)."""
-        connection = lambda: self._async._connection()  # noqa: E731
-        return Handle(AsyncHandle(connection, self._transactions, started, spec, is_within=is_within), self._call)
+        """A handle on whatever connection this client has at the call (a fork changes it)."""
+        inner = AsyncHandle(self._current_connection, self._transactions, started, spec, is_within=is_within)
+        return Handle(inner, self._call)
+
+    def _current_connection(self) -> Coroutine[Any, Any, Connection]:
+        return self._async._connection()
 
     @overload
     def start(self, workflow: Workflow[P, R], /, *args: P.args, **kwargs: P.kwargs) -> Handle[R]: ...
@@ -336,7 +339,7 @@ class Client:
             handles = self._call(lambda: self._async.start_many(bounds))
             started = [Started(handle.id, handle.created) for handle in handles]
         else:
-            outcomes = self._transactions.write(tx, [start_op(bound) for bound in bounds])
+            outcomes = self._transactions.write(tx, start_ops(bounds))
             started = [checked_start(outcome, bound.spec) for bound, outcome in zip(bounds, outcomes, strict=True)]
         pairs = zip(started, bounds, strict=True)
         return [self._handle(one, bound.spec, is_within=tx is not None) for one, bound in pairs]

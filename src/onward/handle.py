@@ -36,6 +36,8 @@ class AsyncHandle(Generic[R]):
         created: whether the `start` that gave this handle made the workflow; False where it existed before.
     """
 
+    __slots__ = ("__weakref__", "_connection", "_is_within", "_transactions", "created", "id", "spec")
+
     def __init__(
         self,
         connection: Callable[[], Awaitable[Connection]],
@@ -161,6 +163,8 @@ class Handle(Generic[R]):
         id: the workflow's id.
         created: whether the `start` that gave this handle made the workflow; False where it existed before.
     """
+
+    __slots__ = ("__weakref__", "_call", "_inner", "created", "id")
 
     def __init__(self, inner: AsyncHandle[R], call: Callable[[Callable[[], Coroutine[Any, Any, Any]]], Any]) -> None:
         self._inner = inner

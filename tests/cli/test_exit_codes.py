@@ -5,12 +5,14 @@ from __future__ import annotations
 import inspect
 import sqlite3
 from pathlib import Path
+from urllib.parse import urlsplit, urlunsplit
 
 import pytest
 
 from onward import errors
 from onward.cli.group import EXIT_CODES, exit_code
 from tests.cli.conftest import Cli
+from tests.postgres.server import server_url
 
 READS = [
     ["ls"],
@@ -74,6 +76,27 @@ def test_a_url_that_cannot_be_used_ends_with_5_and_shows_no_password(cli: Cli, f
         result = cli("--url", url, *command)
         assert result.exit_code == 5, command
         assert "secret" not in error_of(result.stderr)
+
+
+@pytest.mark.parametrize("command", ["ls", "start", "worker"])
+def test_a_database_or_user_that_the_server_does_not_know_ends_it_with_5_and_is_not_tried_again(
+    cli: Cli, flows: str, command: str
+) -> None:
+    url = urlsplit(server_url())
+    place = url.netloc.rpartition("@")[2]
+    arguments = {"ls": [], "start": [f"{flows}:hello", '["Ann"]'], "worker": [flows]}[command]
+    for wrong, words in (
+        (
+            url._replace(path="/no_such_database"),
+            'database "no_such_database" does not exist; there is no such database',
+        ),
+        (url._replace(netloc=f"no_such_user:secret@{place}"), "check the user and the password in the database URL"),
+    ):
+        result = cli(command, *arguments, "--url", urlunsplit(wrong))
+        assert result.exit_code == 5
+        assert words in error_of(result.stderr)
+        assert "try again" not in result.stderr
+        assert "secret" not in result.stderr
 
 
 def test_a_file_that_is_no_database_ends_with_5(cli: Cli, tmp_path: Path) -> None:

@@ -1,7 +1,7 @@
 """Runs the console blocks of a page as its reader would: in one directory, workers in the background, killed where it says so.
 
 Used by `page.py` in a process of its own. Every command is a child in this process's group, which the test kills in the
-end whatever happens. Nothing is found by name: `pkill` in a page ends the workers that this page has started, no others.
+end whatever happens. Nothing is found by name on the machine: `pkill` in a page ends matching workers of this page, no others.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ NOT_RUN = {
 READY = "works on"
 """What a worker logs once it claims workflows."""
 
-_PKILL = re.compile(r"pkill (?:-(?P<signal>\S+) )?-f [\"']?onward worker[\"']?")
+_PKILL = re.compile(r"pkill (?:-(?P<signal>\S+) )?-f \"(?P<text>onward worker [\w.]+)\"")
 _ENDED_BY = {"Killed": signal.SIGKILL, "^C": signal.SIGINT, "Terminated": signal.SIGTERM}
 
 
@@ -128,7 +128,7 @@ class Terminal:
         shown = command.output if command.output is not None and command.output.strip() else None
         program = next((word for word in _words(text) if not re.fullmatch(r"[A-Z_]+=.*", word)), "")
         if match := _PKILL.fullmatch(text):
-            self._end_all(_signal_of(match["signal"]))
+            self._end_all(match["text"], _signal_of(match["signal"]))
         elif program == "export":
             name, _, value = _words(text)[1].partition("=")
             os.environ[name] = value
@@ -183,12 +183,13 @@ class Terminal:
                 raise WrongOutput(f"`{process.text}` ended with {code} and said\n{process.said}")
         self._background.clear()
 
-    def _end_all(self, number: signal.Signals) -> None:
-        if not self._background:
-            raise WrongOutput("there is no worker to kill")
-        for process in self._background:
+    def _end_all(self, text: str, number: signal.Signals) -> None:
+        matching = [process for process in self._background if text in process.text]
+        if not matching:
+            raise WrongOutput(f"there is no `{text}` to kill")
+        for process in matching:
             process.end(number)
-        self._background.clear()
+            self._background.remove(process)
 
 
 def _words(text: str) -> list[str]:

@@ -94,7 +94,7 @@ ann
 $ onward show nobody
 database: …
 error: no workflow has the id 'nobody' …
-$ pkill -9 -f "onward worker"
+$ pkill -9 -f "onward worker flows"
 $ pip install never-run
 ```
 <!-- snippet: raises WorkflowNotFound -->

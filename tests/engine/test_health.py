@@ -74,7 +74,7 @@ async def test_it_counts_what_it_holds(plain_lab: Lab) -> None:
 async def test_without_its_lease_it_is_live_and_not_ready(plain_lab: Lab) -> None:
     async with plain_lab.working(passing) as worker:
         keeper = engine_of(worker).lease
-        keeper._valid_until = 0.0
+        keeper.valid_until = 0.0
         health = worker.health()
         assert (health.is_live, health.is_ready, health.problems) == (True, False, ("the lease is not held",))
 

@@ -1,4 +1,4 @@
-"""`onward demo` with few items: the report holds, and would not hold if the database or the log said anything else."""
+"""`onward demo pipeline` with few items: the report holds, and would not hold if the database or the log said anything else."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ KILL_AT = 20
 
 def _demo(*options: str, url: str = "") -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-m", "onward", "demo", *options],
+        [sys.executable, "-m", "onward", "demo", "pipeline", *options],
         env={**os.environ, "ONWARD_DATABASE_URL": url}, capture_output=True, text=True, timeout=200, check=False,
     )  # fmt: skip
 
@@ -224,7 +224,7 @@ class TestOnPostgres:
 
     def test_ctrl_c_drops_the_schema_too(self, tmp_path: Path) -> None:
         demo = subprocess.Popen(
-            [sys.executable, "-m", "onward", "demo", "--url", server_url(), "--dir", str(tmp_path)],
+            [sys.executable, "-m", "onward", "demo", "pipeline", "--url", server_url(), "--dir", str(tmp_path)],
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
             preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # noqa: PLW1509
         )  # fmt: skip

@@ -20,6 +20,9 @@ ran: list[str] = []
 class Host:
     """Notes what it is told."""
 
+    def info_of(self, body: Body) -> StepInfo:
+        return StepInfo(workflow_id="w", key=body.command.key, idempotency_key="w/key", try_number=body.tries)
+
     def __init__(self) -> None:
         self.told: asyncio.Queue[tuple[str, BaseException | None]] = asyncio.Queue()
 
@@ -48,8 +51,7 @@ def in_thread(name: str, gate: threading.Event | None) -> None:
 def make_body(spec: StepSpec, host: Host, *args: object) -> Body:
     ran.clear()
     command = RunStep("key", 0, spec, args, {}, None, None)
-    info = StepInfo(workflow_id="w", key="key", idempotency_key="w/key", try_number=1)
-    return Body(command, host, info, 1, 0)
+    return Body(command, host, 1, 0)
 
 
 def test_a_task_that_starts_after_the_lease_was_lost_does_not_begin_its_body() -> None:

@@ -26,8 +26,8 @@ TEXTS = {name: one.wire.decode() for name, one in compile_statements("onward", S
 TEXTS["step's commit"] = "^COMMIT$"
 WORKERS_STATEMENTS = {
     "claim": ("claim_due", 1),  # the first one asks for rows that must run alone
-    "first entry": ("insert_entries", 0),
-    "later entry": ("insert_entries", 5),
+    "first entry": ("record_entries", 0),
+    "later entry": ("record_entries", 5),
     "park": ("park_rows", 0),
     "later park": ("park_rows", 2),
     "retry": ("upsert_retries", 0),
@@ -39,7 +39,7 @@ WORKERS_STATEMENTS = {
     "history": ("load_histories", 0),
     "registration": ("register_worker", 0),
     "renewal": ("renew_lease", 1),
-    "look for the dead": ("look_for_dead", 1),
+    "look for the dead": ("look_for_dead", 0),  # the later ones come with the renewals
 }
 LOSSES: tuple[Loss, ...] = ("reply", "request", "late")
 EVERY = [(name, loss) for name in WORKERS_STATEMENTS for loss in LOSSES]

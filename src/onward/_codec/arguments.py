@@ -13,7 +13,7 @@ from typing import Any
 import msgspec
 
 from onward._codec.compare import shown
-from onward._codec.freeze import ATOMS, canonical_json, frozen
+from onward._codec.freeze import ATOMS, DETERMINISTIC, canonical_json, frozen
 from onward._codec.hints import signature_of
 from onward._codec.values import MAX_BYTES, ValueCodec
 from onward.errors import CodecError
@@ -41,6 +41,7 @@ class ArgumentsCodec:
     _is_plain: bool  # every parameter can be given by keyword
     _kinds: dict[str, Any]
     _names: tuple[str, ...]
+    _quoted: dict[str, str]
     _required: int
     __slots__ = (
         "_codecs",
@@ -50,6 +51,7 @@ class ArgumentsCodec:
         "_is_stored",
         "_kinds",
         "_names",
+        "_quoted",
         "_required",
         "_signature",
         "_skip_first",
@@ -105,21 +107,44 @@ class ArgumentsCodec:
         digest = blake2b(data, digest_size=8).hexdigest()
         return digest, data.decode() if len(data) <= ARGUMENTS_SHOWN else data[:ARGUMENTS_SHOWN].decode(errors="ignore")
 
+    def take(
+        self, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any], str | None, str | None]:
+        """What a durable call keeps of its arguments: what `freeze` and then `digest` give. `bind` has accepted them."""
+        for value in args:
+            if type(value) not in ATOMS:
+                break
+        else:
+            if not kwargs and len(args) <= len(self._names):  # the plain case, without a further call
+                try:
+                    data = _canonical(dict(zip(self._names, args, strict=False)))
+                except (TypeError, ValueError):
+                    return args, kwargs, *self.digest(args, kwargs)
+                if len(data) <= ARGUMENTS_SHOWN:
+                    return args, kwargs, blake2b(data, digest_size=8).hexdigest(), data.decode()
+        return *self.freeze(args, kwargs), *self.digest(args, kwargs)
+
     def encode(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> str:
         """A JSON object of the arguments by parameter name, defaults not filled in. Raises TypeError for wrong arguments
         and CodecError for values that the hints cannot carry."""
-        parts = []
-        for name, value in self._bound(args, kwargs).items():
-            codec = self._codec(name)
-            match self._kinds.get(name):
-                case inspect.Parameter.VAR_POSITIONAL:
-                    text = f"[{','.join([codec.encode(item) for item in value])}]"
-                case inspect.Parameter.VAR_KEYWORD:
-                    text = f"{{{','.join([f'{_quoted(key)}:{codec.encode(item)}' for key, item in value.items()])}}}"
-                case _:
-                    text = codec.encode(value)
-            parts.append(f"{_quoted(name)}:{text}")
-        payload = f"{{{','.join(parts)}}}"
+        return self._encode(self._bound(args, kwargs))
+
+    def encode_with_digest(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[str, str]:
+        """What a start stores: the arguments as JSON, and a digest (of the JSON itself where `digest` has none)."""
+        bound = self._bound(args, kwargs)
+        payload = self._encode(bound)
+        try:
+            data = canonical_json(bound)
+        except Exception:  # as in `digest`
+            data = payload.encode()
+        return payload, blake2b(data, digest_size=8).hexdigest()
+
+    def _encode(self, bound: Mapping[str, Any]) -> str:
+        if self._is_plain and self._signature is not None:
+            texts = [f"{self._quoted[name]}:{self._codec(name).encode(value)}" for name, value in bound.items()]
+        else:
+            texts = [f"{_quoted(name)}:{self._encode_group(name, value)}" for name, value in bound.items()]
+        payload = f"{{{','.join(texts)}}}"
         if len(payload) > MAX_BYTES:
             raise CodecError(
                 f"the arguments take {len(payload):,} characters as JSON, more than the {MAX_BYTES:,} allowed; store them "
@@ -128,10 +153,16 @@ class ArgumentsCodec:
             )
         return payload
 
-    def encode_with_digest(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[str, str]:
-        """What a start stores: the arguments as JSON, and a digest (of the JSON itself where `digest` has none)."""
-        payload = self.encode(args, kwargs)
-        return payload, self.digest(args, kwargs)[0] or digest_text(payload)
+    def _encode_group(self, name: str, value: Any) -> str:
+        """One parameter, which may be `*args` or `**kwargs`."""
+        codec = self._codec(name)
+        match self._kinds.get(name):
+            case inspect.Parameter.VAR_POSITIONAL:
+                return f"[{','.join([codec.encode(item) for item in value])}]"
+            case inspect.Parameter.VAR_KEYWORD:
+                return f"{{{','.join([f'{_quoted(key)}:{codec.encode(item)}' for key, item in value.items()])}}}"
+            case _:
+                return codec.encode(value)
 
     def decode(self, text: str) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """The arguments of a JSON object (by name) or array (by position). What is missing is left to the call's defaults;
@@ -186,6 +217,7 @@ class ArgumentsCodec:
         positional = [p for p in parameters.values() if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
         self._signature = signature
         self._kinds = {name: parameter.kind for name, parameter in parameters.items()}
+        self._quoted = {name: _quoted(name) for name in parameters}
         by_name = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
         self._is_plain = all(kind in by_name for kind in self._kinds.values())
         self._names = tuple(parameter.name for parameter in positional)
@@ -232,6 +264,7 @@ class ArgumentsCodec:
         return self._signature.parameters[name].default
 
 
+_canonical = DETERMINISTIC.encode
 _decode_list = msgspec.json.Decoder(list[msgspec.Raw]).decode
 _decode_object = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 

@@ -79,9 +79,9 @@ def is_data_class(cls: type) -> bool:
 def canonical_json(value: Any) -> bytes:
     """JSON that is the same in every process: sets and dicts in order. Raises TypeError or ValueError for what is no data."""
     try:
-        return _deterministic.encode(value)
+        return DETERMINISTIC.encode(value)
     except TypeError:
-        return _deterministic.encode(_plain(value))
+        return DETERMINISTIC.encode(_plain(value))
 
 
 def _frozen_tuple(value: tuple[Any, ...], memo: dict[int, Any]) -> tuple[Any, ...]:
@@ -135,7 +135,7 @@ def _model_data(value: Any) -> Any:
     raise TypeError(f"{type(value).__qualname__} is no data")
 
 
-_deterministic = msgspec.json.Encoder(enc_hook=_model_data, order="deterministic")
+DETERMINISTIC = msgspec.json.Encoder(enc_hook=_model_data, order="deterministic")
 
 
 def _plain(value: Any) -> Any:
@@ -145,7 +145,7 @@ def _plain(value: Any) -> Any:
     if isinstance(value, dict):
         return {_key(key): _plain(item) for key, item in value.items()}
     if isinstance(value, (set, frozenset)):
-        return sorted((_plain(item) for item in value), key=_deterministic.encode)
+        return sorted((_plain(item) for item in value), key=DETERMINISTIC.encode)
     if isinstance(value, (list, tuple)):
         return [_plain(item) for item in value]
     if is_data_class(type(value)) and not hasattr(type(value), "__pydantic_fields__"):
@@ -154,4 +154,4 @@ def _plain(value: Any) -> Any:
 
 
 def _key(key: Any) -> str:
-    return key if isinstance(key, str) else _deterministic.encode(_plain(key)).decode()
+    return key if isinstance(key, str) else DETERMINISTIC.encode(_plain(key)).decode()

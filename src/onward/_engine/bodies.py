@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import functools
+import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Protocol
@@ -29,6 +30,10 @@ TRANSACTION_LIMIT_S = 5.0
 
 class Host(Protocol):
     """What a body needs of its runner."""
+
+    def info_of(self, body: Body) -> StepInfo:
+        """What the body can learn of its try. Called from any thread."""
+        ...
 
     def body_done(self, body: Body, result: Any, error: BaseException | None) -> None:
         """One try has ended; `result` counts if `error` is None."""
@@ -61,15 +66,18 @@ class Transactor(Protocol):
         ...
 
 
+_making_info = threading.Lock()
+
+
 class Body:
     """One running try of a step."""
 
-    __slots__ = ("command", "host", "info", "is_cancelled", "is_dropped", "started_at", "task", "tries")
+    __slots__ = ("_info", "command", "host", "is_cancelled", "is_dropped", "started_at", "task", "tries")
 
-    def __init__(self, command: RunStep, host: Host, info: StepInfo, tries: int, started_at: int) -> None:
+    def __init__(self, command: RunStep, host: Host, tries: int, started_at: int) -> None:
         self.command = command
         self.host = host
-        self.info = info
+        self._info: StepInfo | None = None
         self.tries = tries
         """This try's number, 1 for the first."""
         self.started_at = started_at
@@ -79,10 +87,22 @@ class Body:
         """Its result is no longer wanted."""
         self.task: asyncio.Future[Any] | None = None
 
+    @property
+    def info(self) -> StepInfo:
+        """What the body can learn of this try, made at the first question, on whatever thread that comes from."""
+        info = self._info
+        if info is None:
+            with _making_info:  # several threads of one body may ask
+                info = self._info = self._info or self.host.info_of(self)
+            if self.is_cancelled:  # looked at after the info can be found: `cancel` sees it, or we see the flag
+                info.cancel()
+        return info
+
     def cancel(self) -> None:
         """Ask the body to end: an async body gets CancelledError, a thread body sees `current_step().cancelled`."""
         self.is_cancelled = True
-        self.info.cancel()
+        if self._info is not None:
+            self._info.cancel()
         if self.task is not None and self.command.spec.is_async:
             self.task.cancel()
 
@@ -153,7 +173,7 @@ class Bodies:
 
         def call(connection: Any) -> Any:
             failpoints.hit("body:before")
-            return _call_in_thread(body.info, command.spec.fn, (connection, *command.args), command.kwargs)
+            return _call_in_thread(body, command.spec.fn, (connection, *command.args), command.kwargs)
 
         def record(result: Any) -> JournalOp:
             nonlocal recorded
@@ -174,6 +194,7 @@ class Bodies:
             del error  # its traceback holds this frame: a cycle
 
     def _begins(self, body: Body) -> bool:
+        """Whether a body in a thread may begin: asked by that thread."""
         return not body.is_dropped and not body.info.cancelled and self._may_begin()
 
     def _stay_unbegun(self, body: Body) -> None:
@@ -184,19 +205,20 @@ class Bodies:
             body.host.body_unbegun(body)
 
     async def _run_async(self, body: Body) -> None:
-        if not self._begins(body):
+        if body.is_dropped or body.is_cancelled or not self._may_begin():
             self._stay_unbegun(body)
             return
         result: Any = None
         error: BaseException | None = None
         command = body.command
-        entered(body.info)
+        spec = command.spec
+        entered(body)
         failpoints.hit("body:before")
         try:
-            if command.spec.timeout_s is None:
-                result = await command.spec.fn(*command.args, **command.kwargs)
+            if spec.timeout_s is None:
+                result = await spec.fn(*command.args, **command.kwargs)
             else:
-                result = await self._within(command, command.spec.timeout_s)
+                result = await self._within(command, spec.timeout_s)
         except BaseException as caught:  # passed on as a value; SystemExit in a step must not end the worker
             error = caught
         failpoints.hit("body:after")
@@ -243,7 +265,7 @@ class Bodies:
         if not self._begins(body):
             raise _Unbegun
         command = body.command
-        return _call_in_thread(body.info, command.spec.fn, command.args, command.kwargs)
+        return _call_in_thread(body, command.spec.fn, command.args, command.kwargs)
 
     def abandon(self) -> None:
         """The worker dies: no end of any body is heard of any more."""
@@ -274,8 +296,8 @@ class _Unbegun(Exception):
     """The body has not begun."""
 
 
-def _call_in_thread(info: StepInfo, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    entered(info)
+def _call_in_thread(body: Body, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    entered(body)
     surrounding = surrounding_of_bodies()
     try:
         if surrounding is None:

@@ -35,7 +35,7 @@ MAX_BATCH = 2_000
 BUSY_PAUSE_S, LONGEST_BUSY_PAUSE_S = 0.02, 0.5
 """Before what was busy is written again."""
 
-SHARE = 256
+SHARE = 32
 """Operations whose owners are told in one turn of the loop."""
 
 

@@ -6,19 +6,23 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Self
+
+import msgspec
 
 from onward._engine.committer import Call, Committer
 from onward._engine.watching import OutcomeWatcher
 from onward._store.base import Clock, Store
 from onward._store.coded import coded
 from onward._store.opening import open_store
-from onward._store.operations import AlreadyFinal, CancelOp, NotFound, Op, Outcome, RetryOp
+from onward._store.operations import APPLIED, AlreadyFinal, CancelOp, NotFound, Op, Outcome, RetryOp
 from onward._store.records import JournalRow, WorkflowRow
 from onward.codec import Codec
-from onward.errors import WorkflowNotFound
+from onward.errors import ConfigurationError, OnwardError, WorkflowNotFound
 
+SHARE = 1_000
+"""Operations of one call that are queued in one turn of the loop."""
 PATIENCE_S = 10.0
 """How long a client call is tried again while the database is busy or away, before it raises."""
 
@@ -54,8 +58,9 @@ class Connection:
         self.loop = asyncio.get_running_loop()
         self.committer = Committer(self.store, patience_s=PATIENCE_S)
         self._watcher = OutcomeWatcher(self.store)
-        self._calls: set[Call] = set()
+        self._calls: set[Call | _ManyCalls] = set()
         self._opening: asyncio.Task[None] | None = None
+        self._is_closed = False
 
     @property
     def has_failed(self) -> bool:
@@ -86,6 +91,7 @@ class Connection:
 
     async def close(self) -> None:
         """Write what is queued and close everything."""
+        self._is_closed = True
         await self._watcher.close()
         opening = self._opening
         if opening is not None and opening.done() and not opening.cancelled() and opening.exception() is None:
@@ -102,6 +108,29 @@ class Connection:
             return await call.future
         finally:
             self._calls.discard(call)
+
+    async def write_many(self, ops: Sequence[Op]) -> Sequence[Outcome]:
+        """Commit operations that do not depend on each other: where one is refused, all others are written before its error
+        is raised. The first ones are on their way to the database while the later ones are still being queued."""
+        self.store.check_caller()
+        if not ops:
+            return []
+        if len(ops) == 1:
+            return [await self.write(ops[0])]
+        calls = _ManyCalls(self.loop, len(ops))
+        self._calls.add(calls)
+        try:
+            for start in range(0, len(ops), SHARE):
+                if start:
+                    await asyncio.sleep(0)
+                    if self._is_closed:
+                        raise ConfigurationError("this client was closed during a call; a part of it may be written")
+                for index in range(start, min(start + SHARE, len(ops))):
+                    self.committer.submit(ops[index], calls.one(index))
+            await calls.future
+        finally:
+            self._calls.discard(calls)
+        return calls.outcomes
 
     async def control(self, op: CancelOp | RetryOp) -> bool:
         """A cancel or retry; False if the workflow had ended."""
@@ -128,3 +157,53 @@ class Connection:
                 return await self._watcher.wait(workflow_id)
         except TimeoutError:
             return None
+
+
+class _ManyCalls:
+    """The operations of one call: their outcomes, and a future that is done when all are known."""
+
+    __slots__ = ("_error", "_error_index", "_left_count", "future", "outcomes")
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, count: int) -> None:
+        self.future: asyncio.Future[None] = loop.create_future()
+        self.outcomes: list[Outcome] = [APPLIED] * count
+        self._left_count = count
+        self._error: OnwardError | None = None
+        self._error_index = count
+
+    def one(self, index: int) -> _OneOfMany:
+        """The owner of one of the operations."""
+        return _OneOfMany(self, index)
+
+    def refused(self, index: int, error: OnwardError) -> None:
+        """Of several errors, the first operation's counts."""
+        if index < self._error_index:
+            self._error_index, self._error = index, error
+        self.answered()
+
+    def answered(self) -> None:
+        """One more is settled or refused."""
+        self._left_count -= 1
+        if self._left_count or self.future.done():
+            return
+        if self._error is None:
+            self.future.set_result(None)
+        else:
+            self.future.set_exception(self._error)
+
+
+class _OneOfMany(msgspec.Struct, gc=False):
+    """See committer.Owner: each operation stands for itself, so that a poisonous one is refused alone."""
+
+    calls: _ManyCalls
+    index: int
+    is_dropped: bool = False
+
+    def settled(self, op: Op, outcome: Outcome) -> None:
+        """Keep the outcome."""
+        self.calls.outcomes[self.index] = outcome
+        self.calls.answered()
+
+    def refused(self, op: Op, error: OnwardError) -> None:
+        """Keep the error."""
+        self.calls.refused(self.index, error)

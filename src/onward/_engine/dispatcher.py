@@ -26,10 +26,11 @@ if TYPE_CHECKING:
 log = logging.getLogger("onward.dispatcher")
 
 POLL_S = 5.0
-"""The slow poll under all hints."""
+"""The slow poll under all hints: the most that a lost one costs."""
 MAIL_INTERVAL_S = 0.01
 """At most this often are the mailboxes of held executions looked at."""
 ADOPT_S = 1.0
+"""Between two looks for rows that diverged elsewhere, while hints come; without hints there is the slow poll."""
 SPACING_S = 0.003
 """Between two looks for due rows of a worker that holds some."""
 STOP_PATIENCE_S = 5.0
@@ -57,6 +58,13 @@ class Dispatcher:
         self._quarantine_since: float | None = None
         self._reconcile_at = 0.0
         self._adopt_at = 0.0
+        self._adopted_at = 0.0
+        self._may_be_due = True
+        """Something has happened since claims last found nothing."""
+        self._ask_at = 0.0
+        """When to ask again for what is due next."""
+        self._due_at: int | None = None
+        """The answer, by the database's time."""
         self._failing: set[Callable[[], Awaitable[None]]] = set()
         """Which of the two loops met a database that cannot be used: the other one's luck is no end of it."""
         self.is_stopping = False
@@ -116,6 +124,7 @@ class Dispatcher:
         """Bodies may begin again."""
         for runner in list(self._held.values()):
             runner.settle()
+        self._hint.set()
 
     def also_take(self, workflow_id: str, queue: str) -> None:
         """Extend a limited worker's set by a child."""
@@ -213,38 +222,73 @@ class Dispatcher:
                 self._say_failing(work, error)
                 await asyncio.sleep(0.1 + 0.4 * self._engine.rng.random())
                 self._reconcile_at = 0.0
+                self._may_be_due = True
 
     async def _claim_round(self) -> None:
-        loop = self._engine.loop
+        loop, store = self._engine.loop, self._engine.store
         if loop.time() >= self._reconcile_at:
             await self._reconcile()
         if loop.time() >= self._adopt_at:
-            self._adopt_at = loop.time() + ADOPT_S
-            await self._engine.store.adopt_diverged(self._engine.code_version)
-        self._hint.clear()
-        if self._engine.lease.holds and (await self._claim_alone() or await self._claim_many()):
-            return
+            self._adopted_at = loop.time()
+            self._adopt_at = self._adopted_at + POLL_S
+            if await store.adopt_diverged(self._engine.code_version):
+                self._hint.set()
+        if self._hint.is_set():
+            self._hint.clear()
+            self._adopt_at = min(self._adopt_at, self._adopted_at + ADOPT_S)
+            self._may_be_due = True
+            if len(self._queues) > 1 and self._has_room:  # one question saves as many claims as there are queues
+                await self._ask()
+                self._may_be_due = self._is_due
+        if (self._may_be_due or self._is_due) and self._engine.lease.holds:
+            if await self._claim():
+                return
+            self._may_be_due = False
+            self._ask_at = 0.0
         await self._rest()
+
+    @property
+    def _has_room(self) -> bool:
+        """Whether another row could be taken now."""
+        is_free = len(self._held) < self._engine.options.slots
+        return is_free and not self._is_alone and not self._drains_for_quarantine()
+
+    @property
+    def _is_due(self) -> bool:
+        """Whether, by what was last said, there is a row that is due."""
+        return self._due_at is not None and self._due_at <= self._engine.now_us()
+
+    async def _ask(self) -> None:
+        """Ask when the next row is due; one in quarantine counts only while nothing is held."""
+        self._ask_at = self._engine.loop.time() + POLL_S
+        self._due_at = await self._engine.store.next_due(
+            self._queues,
+            self._types,
+            self._engine.code_version,
+            self._only_ids(),
+            alone=False if self._held else None,
+        )
 
     async def _rest(self) -> None:
         """Wait for a hint, or until the next row is due."""
-        options = self._engine.options
-        delay = POLL_S
-        if len(self._held) < options.slots and not self._is_alone and not self._drains_for_quarantine():
-            due = await self._engine.store.next_due(
-                self._queues, self._types, self._engine.code_version, self._only_ids()
-            )
-            if due is not None:
-                delay = min(POLL_S, max(0.0, (due - self._engine.now_us()) / 1e6))
+        loop = self._engine.loop
+        until = min(self._adopt_at, self._reconcile_at)
+        if self._has_room:
+            if loop.time() >= self._ask_at:
+                await self._ask()
+            until = min(until, self._ask_at)
+            if self._due_at is not None:
+                delay = max(0.0, (self._due_at - self._engine.now_us()) / 1e6)
                 if not self._engine.lease.holds:
                     delay = max(delay, 0.05)
-        loop = self._engine.loop
-        delay = max(0.0, min(delay, self._adopt_at - loop.time(), self._reconcile_at - loop.time()))
+                until = min(until, loop.time() + delay)
+        else:
+            self._due_at = None
         looked_at = loop.time()
         self._is_resting = True
         self._tell_rest()
         try:
-            async with asyncio.timeout(delay):
+            async with asyncio.timeout(max(0.0, until - looked_at)):
                 await self._hint.wait()
         except TimeoutError:
             return
@@ -257,9 +301,16 @@ class Dispatcher:
         if self._seams is not None:
             self._seams.rested()
 
+    async def _claim(self) -> bool:
+        """Take what is due; True if anything was taken. What is in quarantine waits until nothing else is there, or for so long
+        that it was waited for."""
+        if self._quarantine_since is not None and await self._claim_alone():
+            return True
+        return await self._claim_many() or (self._is_due and await self._claim_alone())
+
     async def _claim_many(self) -> bool:
         """Fill the free slots, queue after queue; True if anything was claimed."""
-        if self._is_alone or self._drains_for_quarantine():
+        if not self._has_room:
             return False
         claimed_any = False
         for queue in self._queues:

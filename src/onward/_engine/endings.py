@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -29,8 +28,7 @@ if TYPE_CHECKING:
     from onward._engine.runner import Runner
 
 
-@dataclass(frozen=True, slots=True)
-class Verdict:
+class Verdict(msgspec.Struct, frozen=True):
     """The decision. A final one has its operation ready; another attempt still lets siblings in flight end first."""
 
     fence: Fence

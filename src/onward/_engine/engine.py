@@ -13,6 +13,7 @@ import logging
 import random
 import sys
 import threading
+import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -251,7 +252,7 @@ class Engine:
 
     def may_begin_bodies(self) -> bool:
         """The lease is known to hold and the worker is not stopping. Callable from any thread."""
-        return self.lease.holds and not self.dispatcher.is_stopping
+        return time.monotonic() < self.lease.valid_until and not self.dispatcher.is_stopping
 
     def new_execution(self, row: Claimed, spec: WorkflowSpec, seq_floor: int, *, is_quiet: bool = False) -> Execution:
         """A core for this row; `seq_floor` is the highest journal number in use, struck-out entries included. One that only

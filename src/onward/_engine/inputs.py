@@ -33,11 +33,12 @@ class Inputs:
         deadline: when the workflow's own timeout passes, if it has one.
     """
 
-    __slots__ = ("_deadline", "_mail", "last_mail", "seen")
+    __slots__ = ("deadline", "last_mail", "mail", "seen")
 
     def __init__(self, signals: int, deadline: int | None) -> None:
-        self._deadline = deadline
-        self._mail: list[Mail] = []
+        self.deadline = deadline
+        self.mail: list[Mail] = []
+        """What has come and nothing has taken yet."""
         self.last_mail = 0
         """The id of the last mail read."""
         self.seen = signals
@@ -48,7 +49,7 @@ class Inputs:
         self._take(loaded.mail)
         self.seen = loaded.signals
         if any(entry.kind == "timeout" for entry in loaded.entries):
-            self._deadline = None
+            self.deadline = None
 
     def take(self, inbox: Inbox) -> None:
         """Take what was read of the row and its mailbox while it is held."""
@@ -57,44 +58,44 @@ class Inputs:
 
     def _take(self, mail: list[Mail]) -> None:
         if mail:
-            self._mail.extend(mail)
+            self.mail.extend(mail)
             self.last_mail = mail[-1].id
 
     def has_timed(self, core: Execution) -> bool:
         """Whether a timer or the deadline may be pending (a timer that was cancelled since may still count)."""
-        return core.has_timers or self._deadline is not None
+        return core.has_timers or self.deadline is not None
 
     def next_event_at(self, core: Execution) -> int | None:
         """When the next timer, or the deadline, is due by itself."""
         timer = core.next_timer()
         at = timer.deadline if timer is not None else None
-        if at is None or self._deadline is None:
-            return self._deadline if at is None else at
-        return min(at, self._deadline)
+        if at is None or self.deadline is None:
+            return self.deadline if at is None else at
+        return min(at, self.deadline)
 
     def pop(self, core: Execution, now_us: Callable[[], int]) -> Input | None:
         """Take the earliest input at hand, if there is one."""
-        if not self._mail and not self.has_timed(core):
+        if not self.mail and not self.has_timed(core):
             return None
         due_at, due = self._due(core, now_us())
-        for index, mail in enumerate(self._mail):
+        for index, mail in enumerate(self.mail):
             key = _wanted(core, mail)
             if key is None:
                 continue
             if due is not None and due_at < mail.created_at:
                 break
-            del self._mail[index]
+            del self.mail[index]
             return Input(key, mail.kind, mail.payload, mail.error, (mail.id,))
         if due is not None and due.kind == "timeout":
-            self._deadline = None
+            self.deadline = None
         return due
 
     def _due(self, core: Execution, now: int) -> tuple[int, Input | None]:
         """The first of timer and deadline that is due, with its instant."""
         timer = core.next_timer()
         at = timer.deadline if timer is not None else None
-        if self._deadline is not None and self._deadline <= now and (at is None or self._deadline < at):
-            return self._deadline, Input("timeout", "timeout")
+        if self.deadline is not None and self.deadline <= now and (at is None or self.deadline < at):
+            return self.deadline, Input("timeout", "timeout")
         if timer is not None and at is not None and at <= now:
             return at, Input(timer.key, "timer")
         return 0, None

@@ -68,7 +68,8 @@ class LeaseKeeper:
         self._loop_thread = threading.get_ident()
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
-        self._valid_until = 0.0
+        self.valid_until = 0.0
+        """Until when, by this machine's monotonic clock, the lease is known to hold, the margin taken off."""
         self._asked_at: float | None = None
         """When the loop was asked to turn, until it does. The time is counted from the question: this thread may itself have
         waited for the database, and the whole process may have stood still."""
@@ -81,7 +82,7 @@ class LeaseKeeper:
     @property
     def holds(self) -> bool:
         """Whether the lease is known to hold now, with a margin."""
-        return time.monotonic() < self._valid_until
+        return time.monotonic() < self.valid_until
 
     @property
     def is_failing(self) -> bool:
@@ -118,7 +119,7 @@ class LeaseKeeper:
         self._retires = retire
         self._stop.set()
         await asyncio.to_thread(thread.join)
-        self._valid_until = 0.0
+        self.valid_until = 0.0
 
     _retires = False
 
@@ -159,7 +160,7 @@ class LeaseKeeper:
                 now = time.monotonic()
                 if now - renewed_at >= RENEW_S - BEAT_S / 2 and stuck_for < self._lease_s:
                     if not leases.renew(worker_id, lease_us):
-                        self._valid_until = 0.0
+                        self.valid_until = 0.0
                         self._tell(self._events.dead)
                         return
                     renewed_at = now
@@ -175,7 +176,7 @@ class LeaseKeeper:
 
     def _extend(self, asked_at: float) -> None:
         was_in_doubt = not self.holds
-        self._valid_until = asked_at + self._lease_s * (1 - MARGIN)
+        self.valid_until = asked_at + self._lease_s * (1 - MARGIN)
         if was_in_doubt:
             self._tell(self._events.renewed)
 

@@ -24,7 +24,6 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections import deque
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -33,15 +32,8 @@ from onward._engine import endings
 from onward._engine.children import Children
 from onward._engine.failures import describe
 from onward._engine.inputs import Inputs
-from onward._engine.replay.commands import (
-    CancelStep,
-    Command,
-    Raised,
-    Record,
-    RunStep,
-    SetProgress,
-    StartChild,
-)
+from onward._engine.pending import Pending
+from onward._engine.replay.commands import Raised, RunStep
 from onward._engine.replay.matching import Execution
 from onward._engine.resting import Rest
 from onward._engine.showing import Showing
@@ -66,9 +58,9 @@ class Runner:
     """
 
     __slots__ = (
-        "_activation_us", "_cancels_pending", "_children", "_committed", "_core", "_grace_timer", "_had_timers", "_history",
-        "_is_new", "_last_seq", "_pending", "_rest", "_showing", "_state", "_verdict", "engine",
-        "fence", "inputs", "is_dropped", "row", "spec", "steps",
+        "_activation_us", "_committed", "_core", "_grace_timer", "_had_timers", "_history",
+        "_is_new", "_last_seq", "_pending", "_rest", "_showing", "_submit", "_verdict", "children", "engine", "fence",
+        "inputs", "is_dropped", "row", "spec", "state", "steps",
     )  # fmt: skip
 
     def __init__(self, engine: Engine, row: Claimed, spec: WorkflowSpec) -> None:
@@ -77,7 +69,8 @@ class Runner:
         self.spec = spec
         self.fence = Fence(row.id, engine.worker_id, row.epoch)
         self.is_dropped = False
-        self._state = "running"  # → escaping → leaving (its last operation is submitted) → gone
+        self.state = "running"
+        """→ escaping (an error left the function, siblings may end) → leaving (the last operation is submitted) → gone"""
         self._core: Execution | None = None
         self._history: list[Entry] = []
         self._committed = 0
@@ -86,17 +79,15 @@ class Runner:
         """The highest number given to an entry, struck-out ones included."""
         self._is_new = True
         """No entry has been delivered since the claim."""
-        self._pending: deque[Command] = deque()
-        """Commands that wait for the commit of an entry, or for the lease."""
+        self._pending = Pending(self)
         self.steps = Steps(self)
-        self._children = Children(self)
         self.inputs = Inputs(row.signals, row.deadline)
-        self._showing = Showing(self)
+        self.children: Children | None = None
+        self._showing: Showing | None = None
+        self._rest: Rest | None = None
         self._verdict: endings.Verdict | None = None
         self._grace_timer: asyncio.TimerHandle | None = None
-        self._rest = Rest(self)
-        self._cancels_pending = 0
-        """How many of the pending commands cancel a step."""
+        self._submit = engine.committer.submit
         self._had_timers = False
         self._activation_us = 0
 
@@ -121,13 +112,8 @@ class Runner:
             self.fail_certainly(error)
             return
         self._activation_us = int((time.monotonic() - started) * 1e6)
-        self._take_commands()
+        self._pending.take(self._core)
         self.settle()
-
-    @property
-    def _execution(self) -> Execution:
-        assert self._core is not None
-        return self._core
 
     def _diverged(self, error: NonDeterminismError) -> None:
         self.engine.tell_error(self, error)
@@ -142,118 +128,115 @@ class Runner:
 
     def mail_arrived(self, inbox: Inbox) -> None:
         """Take what was read of the row and its mailbox."""
-        if self._state != "running" or inbox.epoch != self.row.epoch:
+        if self.state != "running" or inbox.epoch != self.row.epoch:
             return
         self.inputs.take(inbox)
         self.settle()
 
     def settle(self) -> None:
         """Deliver all inputs at hand, begin what may begin, and park if nothing is left to do."""
-        core = self._core
-        if self._state != "running" or self.steps.is_frozen or core is None:
+        core, steps, inputs = self._core, self.steps, self.inputs
+        if self.state != "running" or steps.is_frozen or core is None:
             return
-        while core.ending is None and (item := self.inputs.pop(core, self.engine.now_us)) is not None:
-            self.deliver(item.key, item.kind, result=item.result, error=item.error, consumed=item.consumed)
-            if self._state != "running":
-                return
+        if inputs.mail or core.loop.timers or inputs.deadline is not None:
+            while core.ending is None and (item := inputs.pop(core, self.engine.now_us)) is not None:
+                self.deliver(item.key, item.kind, result=item.result, error=item.error, consumed=item.consumed)
+                if self.state != "running":
+                    return
         if core.ending is not None:
             self._ended(None)
             return
-        if self._pending:
+        pending = self._pending
+        if pending.commands and (self._is_watched or not pending.waits_for_commit(self._committed)):
             self._begin_commands()
-        if self._state != "running" or self._park_if_resting(core):
+            if self.state != "running":
+                return
+        if not steps.running and not pending.commands and not self._has_starting and self._park(core):
             return
-        if self.engine.is_stopping:
+        if self.engine.dispatcher.is_stopping:
             self.wind_down()
-        elif self._rest.is_timed or self.steps.are_waiting or self.inputs.has_timed(core):
-            self._rest.schedule(core, self.steps, self.inputs)
+        elif self._rest is not None or steps.later or inputs.has_timed(core):
+            self._resting.schedule(core, steps, inputs)
+
+    @property
+    def _is_watched(self) -> bool:
+        """Whether there is more to do at each turn than to begin commands: a test mode, or progress that is shown."""
+        return self._showing is not None or self.engine.is_always_parking
+
+    @property
+    def _has_starting(self) -> bool:
+        """Whether the start of a child is not committed yet."""
+        return self.children is not None and self.children.are_starting
+
+    @property
+    def _resting(self) -> Rest:
+        if self._rest is None:
+            self._rest = Rest(self)
+        return self._rest
 
     # ------------------------------------------------------------------ 3. commands
 
-    def _take_commands(self) -> None:
-        for command in self._execution.take_commands():
-            if type(command) is Record:
-                self._last_seq = command.entry.seq
-                self._history.append(command.entry)
-                self.submit(JournalOp(self.fence, (command.entry,)))
-                continue
-            self._cancels_pending += type(command) is CancelStep
-            self._pending.append(command)
+    def record(self, entry: Entry) -> None:
+        """Record an entry that the core made itself and knows already (a patch marker)."""
+        self._last_seq = entry.seq
+        self._history.append(entry)
+        self.submit(JournalOp(self.fence, (entry,)))
 
     def _begin_commands(self) -> None:
-        pending = self._pending
-        if pending and self.engine.is_always_parking and self._gives_back():
-            self._leave(self._rest.give_back(self.steps, self.inputs))
+        if self.engine.is_always_parking and self._pending.commands and self._gives_back():
+            self._leave(self._resting.give_back(self.steps, self.inputs))
             return
-        while pending and self._state == "running" and not self.steps.is_frozen:
-            command = pending[0]
-            if type(command) is RunStep and not self._may_begin(command):
-                break
-            pending.popleft()
-            match command:
-                case RunStep():
-                    self._begin_step(command)
-                case CancelStep():
-                    self._cancels_pending -= 1
-                    self.steps.cancel(command)
-                case StartChild():
-                    self._children.start(command)
-                case SetProgress():
-                    self._showing.set(command.value)
-        self._showing.send()
+        self._pending.begin()
+        if self._showing is not None:
+            self._showing.send()
+
+    @property
+    def showing(self) -> Showing:
+        """The workflow's progress."""
+        if self._showing is None:
+            self._showing = Showing(self)
+        return self._showing
 
     def show(self, text: str) -> None:
         """The body of a running step shows this as the workflow's progress."""
-        if self._state == "running":
-            self._showing.show(text)
+        if self.state == "running":
+            self.showing.show(text)
 
     def _go_on(self) -> None:
         """An entry is committed: begin what waited for it. Inputs were delivered as they came, so that often suffices."""
-        if not self._rest.is_timed and not self.steps.is_frozen and not self.engine.is_stopping:
+        is_timed = self._rest is not None and self._rest.is_timed
+        if not is_timed and not self.engine.dispatcher.is_stopping:
             self._begin_commands()
-        if not self.steps.are_running or self._rest.is_timed:
+        if is_timed or not self.steps.running:
             self.settle()
 
-    def _may_begin(self, command: RunStep) -> bool:
+    def may_begin(self, command: RunStep) -> bool:
         """Whether the journal has been committed far enough, and the lease is known to hold."""
         if command.after > self._committed or not self.engine.may_begin_bodies():
             return False
         if not command.spec.is_transactional:
             return True
-        return self._last_seq <= self._committed and not self._children.are_starting
+        return self._last_seq <= self._committed and not self._has_starting
 
     def _gives_back(self) -> bool:
         """In always-park mode: give the row back after each entry if everything pending can as well begin later."""
-        can_wait = all(type(command) is RunStep for command in self._pending)
-        return not self._is_new and can_wait and not self.steps.are_running and not self._children.are_starting
-
-    def _begin_step(self, command: RunStep) -> None:
-        """Start the body, unless a cancel was issued before it could begin: then no effect may happen any more."""
-        if self._cancels_pending:
-            for later in self._pending:
-                if type(later) is CancelStep and later.key == command.key:
-                    self._pending.remove(later)
-                    self._cancels_pending -= 1
-                    if later.waits:
-                        self.steps.answer_unbegun(command)
-                    return
-        self.steps.begin(command)
+        return not self._is_new and self._pending.can_wait and not self.steps.running and not self._has_starting
 
     # ------------------------------------------------------------------ 4. entries
 
     @property
     def is_running(self) -> bool:
         """Whether entries are still delivered: the workflow function has not ended here, and nothing is leaving."""
-        return self._state == "running"
+        return self.state == "running"
 
     def wants(self, key: str) -> bool:
         """Whether workflow code still awaits what this key stands for."""
-        return self._execution.wants(key)
+        return self._core is not None and key in self._core.outstanding
 
     @property
     def wants_steps(self) -> bool:
         """Whether ends of step bodies still count."""
-        return self._state in ("running", "escaping") and not self.is_dropped
+        return self.state in {"running", "escaping"} and not self.is_dropped
 
     def new_entry(
         self,
@@ -265,8 +248,8 @@ class Runner:
         body: Body | None = None,
     ) -> Entry:
         """The next entry of the journal; its time never falls within one workflow."""
-        seq = self._last_seq + 1
-        at = max(self._execution.now_us, self.engine.now_us())
+        assert self._core is not None
+        seq, at = self._last_seq + 1, max(self._core.loop.now_us, self.engine.now_us())
         if body is None:
             return Entry(seq, key, kind, at, result, error)
         command = body.command
@@ -285,31 +268,34 @@ class Runner:
         body: Body | None = None,
     ) -> None:
         """Deliver a new entry and record it, unless it is an error that ends the workflow in this very drain."""
+        core = self._core
+        assert core is not None
         entry = self.new_entry(key, kind, result=result, error=error, body=body)
-        core = self._execution
-        self._had_timers = core.has_timers and core.next_timer() is not None
-        if not self._feed(entry):
+        self._had_timers = bool(core.loop.timers) and core.next_timer() is not None
+        if not self._feed(core, entry):
             return
-        if kind == "step" and error is not None and isinstance(core.ending, Raised):
+        if error is not None and kind == "step" and isinstance(core.ending, Raised):
             self._ended(entry)
             return
         self._last_seq = entry.seq
         self._history.append(entry)
-        progress = self._showing.take()
+        progress = self._showing.take() if self._showing is not None else None
         if kind == "step":
             settled = self.steps.settled(key)
-            resets = error is None and self._resets_counters()  # an error may be struck out: no progress yet
+            row = self.row  # an error may be struck out: no progress yet
+            resets = error is None and (row.attempts > 0 or row.crashes > 0) and self._resets_counters()
             op = JournalOp(self.fence, (entry,), consumed, settled, key, progress, resets)
         else:
             op = JournalOp(self.fence, (entry,), consumed, progress=progress)
-        self.submit(op)
-        self._take_commands()
+        self._submit(op, self)
+        if core.commands:
+            self._pending.take(core)
 
-    def _feed(self, entry: Entry) -> bool:
+    def _feed(self, core: Execution, entry: Entry) -> bool:
         """Give an entry to the core; False if that ended this execution."""
         self._is_new = False
         try:
-            self._execution.deliver(entry)
+            core.deliver(entry)
         except NonDeterminismError as diverged:
             self._diverged(diverged)
             return False
@@ -328,28 +314,31 @@ class Runner:
 
     def step_ended(self, body: Body, result: str | None, error: str | None) -> None:
         """A step has its result, or its last try has failed."""
-        if self._state == "escaping":
+        if self.state == "escaping":
             if error is None:
                 self._record_sibling(body, result)
             self._leave_if_quiet()
             return
-        if self.wants(body.command.key):  # else its await was cancelled, and the command that says so is still pending
-            self.deliver(body.command.key, "step", result=result, error=error, body=body)
+        key, core = body.command.key, self._core
+        if (
+            core is not None and key in core.outstanding
+        ):  # else its await was cancelled, and that command is still pending
+            self.deliver(key, "step", result=result, error=error, body=body)
         self.settle()
 
     def step_put_off(self) -> None:
         """A step waits for its next try."""
-        if self._state == "escaping":
+        if self.state == "escaping":
             self._leave_if_quiet()
         else:
             self.settle()
 
     def step_unbegun(self, command: RunStep) -> None:
         """A step that was begun could not: it begins when the lease holds again."""
-        if self._state == "escaping":
+        if self.state == "escaping":
             self._leave_if_quiet()
         else:
-            self._pending.appendleft(command)
+            self._pending.put_back(command)
             self.settle()
 
     def transaction_committed(self, entry: Entry, *, is_wanted: bool) -> None:
@@ -357,61 +346,60 @@ class Runner:
         self._committed = self._last_seq = entry.seq
         self._history.append(entry)
         self._resets_counters()
-        if self._state == "running" and is_wanted and self._feed(entry):
-            self._take_commands()
+        core = self._core
+        if self.state == "running" and is_wanted and core is not None and self._feed(core, entry):
+            self._pending.take(core)
 
     # ------------------------------------------------------------------ 5. rest
 
-    def _park_if_resting(self, core: Execution) -> bool:
-        """Park if nothing runs or is to begin, and the wait is worth it; True if the runner is leaving."""
-        if self.steps.are_running or self._pending or self._children.are_starting:
-            return False
-        park = self._rest.park(core, self.steps, self.inputs, self._activation_us)
+    def _park(self, core: Execution) -> bool:
+        """Nothing runs and nothing is to begin: park if the wait is worth it. True if the runner is leaving."""
+        park = self._resting.park(core, self.steps, self.inputs, self._activation_us)
         if park is not None:
             self.engine.check_replay(self.row, self.spec, self._history, core)
             self._leave(park)
         elif core.ending is not None:
             self._ended(None)
-        return self._state != "running"
+        return self.state != "running"
 
     @property
     def next_event_at(self) -> int | None:
         """When something happens to it by itself."""
-        return None if self._core is None else self._rest.next_event_at(self._core, self.steps, self.inputs)
+        return None if self._core is None else self._resting.next_event_at(self._core, self.steps, self.inputs)
 
     def time_passed(self) -> None:
         """Something is due by itself: a try of a step, a timer, or the workflow's own deadline."""
-        if self._state == "running":
+        if self.state == "running":
             self._pending.extend(self.steps.due(self.engine.now_us()))
             self.settle()
 
     def wind_down(self, *, now: bool = False) -> None:
         """The worker stops: begin nothing more; leave when the bodies have ended, or at once."""
-        if self._state not in ("running", "escaping") or (self.steps.are_running and not now):
+        if self.state not in ("running", "escaping") or (self.steps.running and not now):
             return
         if self._verdict is not None:
             self._write_verdict()
         else:
-            self._leave(self._rest.give_back(self.steps, self.inputs))
+            self._leave(self._resting.give_back(self.steps, self.inputs))
 
     # ------------------------------------------------------------------ 6. end
 
     def _ended(self, tentative: Entry | None) -> None:
         """The root task has ended; `tentative` is the unrecorded error that ended it, if one did."""
-        ending = self._execution.ending
-        assert ending is not None
+        core = self._core
+        assert core is not None
+        assert core.ending is not None
+        ending = core.ending
         self._verdict = endings.judge(self, ending, self._history, tentative, had_timers=self._had_timers)
-        for command in self._pending:
-            if type(command) is SetProgress:  # a workflow's last word, which no entry carries any more
-                self.submit(JournalOp(self.fence, progress=command.value))
-        self._pending.clear()
+        if (progress := self._pending.clear()) is not None:  # a workflow's last word, which no entry carries any more
+            self.submit(JournalOp(self.fence, progress=progress))
         self.steps.forget_waiting()
         if self._verdict.is_final and tentative is None:
-            self.engine.check_replay(self.row, self.spec, self._history, self._execution)
-        if not isinstance(ending, Raised) or not self.steps.are_running:
+            self.engine.check_replay(self.row, self.spec, self._history, core)
+        if not isinstance(ending, Raised) or not self.steps.running:
             self._write_verdict()
             return
-        self._state = "escaping"  # let siblings in flight end and be recorded
+        self.state = "escaping"  # let siblings in flight end and be recorded
         self._grace_timer = self.engine.loop.call_later(self.engine.grace_s, self._write_verdict)
 
     def _record_sibling(self, body: Body, result: str | None) -> None:
@@ -422,22 +410,25 @@ class Runner:
         self.submit(JournalOp(self.fence, (entry,), settled=self.steps.settled(entry.key), step=entry.key))
 
     def _leave_if_quiet(self) -> None:
-        if not self.steps.are_running:
+        if not self.steps.running:
             self._write_verdict()
 
     def _write_verdict(self) -> None:
-        if self._state in ("running", "escaping") and self._verdict is not None:
-            self._leave(self._verdict.operation(self._last_seq + 1, max(self._execution.now_us, self.engine.now_us())))
+        if self.state in ("running", "escaping") and self._verdict is not None:
+            assert self._core is not None
+            self._leave(self._verdict.operation(self._last_seq + 1, max(self._core.now_us, self.engine.now_us())))
 
     def _leave(self, op: Op) -> None:
         """Submit the last operation and forget everything that could still act."""
-        self._state = "leaving"
+        self.state = "leaving"
         self._forget()
         self.submit(op)
 
     def _forget(self) -> None:
-        self._rest.cancel()
-        self._showing.end()
+        if self._rest is not None:
+            self._rest.cancel()
+        if self._showing is not None:
+            self._showing.end()
         if self._grace_timer is not None:
             self._grace_timer.cancel()
             self._grace_timer = None
@@ -448,7 +439,7 @@ class Runner:
 
     def drop(self) -> None:
         """Forget the execution without a word to the database: the lease is lost or the worker is dead."""
-        if self._state == "gone":
+        if self.state == "gone":
             return
         self.is_dropped = True
         self._forget()
@@ -457,15 +448,16 @@ class Runner:
     def _go(self) -> None:
         """The end of this object. Its parts point back to it: they are cut off, so that all memory is free at once and no
         collection has to find it (late ends of dropped bodies still reach their part, and find a runner that is gone)."""
-        self._state = "gone"
+        self.state = "gone"
         self.engine.released(self)
-        del self.steps, self._children, self._rest, self._showing
+        del self.steps, self._submit, self._pending
+        self.children = self._rest = self._showing = None
 
     # ------------------------------------------------------------------ the committer's answers
 
     def submit(self, op: Op) -> None:
         """Queue an operation of this execution."""
-        self.engine.committer.submit(op, self)
+        self._submit(op, self)
 
     def settled(self, op: Op, outcome: Outcome) -> None:
         """An operation of this execution is committed, or its fence was refused."""
@@ -476,18 +468,18 @@ class Runner:
             )  # fmt: skip
             self.drop()
             return
-        match op:
-            case JournalOp():
-                if op.entries:
-                    self._committed = max(self._committed, op.entries[-1].seq)
-                    if self._pending and self._state == "running":
-                        self._go_on()
-                else:
-                    self._showing.committed()
-            case StartOp():
-                self._children.answered(op, outcome)
-            case _:
-                self._go()
+        if type(op) is JournalOp:
+            if op.entries:
+                self._committed = max(self._committed, op.entries[-1].seq)
+                if self._pending.commands and self.state == "running":
+                    self._go_on()
+            elif self._showing is not None:
+                self._showing.committed()
+        elif type(op) is StartOp:
+            if self.children is not None:
+                self.children.answered(op, outcome)
+        else:
+            self._go()
 
     def refused(self, op: Op, error: OnwardError) -> None:
         """The database refuses what this execution wants to write, and nothing else: the workflow fails with that error."""

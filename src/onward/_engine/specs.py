@@ -10,6 +10,8 @@ from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+import msgspec
+
 from onward._store.within.base import CallerConnection
 from onward.codec import ArgumentsCodec, ValueCodec
 from onward.retry import Retry
@@ -52,8 +54,7 @@ class WorkflowSpec:
     module: str = field(default="")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StartOptions:
+class StartOptions(msgspec.Struct, frozen=True, kw_only=True):
     """How one workflow is started: the arguments of `workflow.using(...)`, checked there."""
 
     id: str | None = None

@@ -1,6 +1,6 @@
 """What a step's body can learn of its own try: the value behind `onward.current_step()`.
 
-The runner makes one for every try of a body and sets it in the context that the body runs in, on whatever thread. In the
+The try stands in the context that its body runs in, on whatever thread; a `StepInfo` is made when somebody asks. In the
 same context stands what a worker's lifespan wants done around each `def` body (`bodies_within`, for integrations).
 """
 
@@ -81,17 +81,24 @@ class StepInfo:
         return f"<StepInfo {self.workflow_id!r} {self.key!r} try {self.try_number}>"
 
 
-_current: ContextVar[StepInfo | None] = ContextVar("onward_step_info", default=None)
+class Try(Protocol):
+    """One try of a step; most are over before anybody asks for its `info`."""
+
+    @property
+    def info(self) -> StepInfo:
+        """What its body can learn of it; the same object each time."""
+        ...
 
 
-def entered(info: StepInfo) -> None:
-    """Make this the running try of the present context (each try has a context of its own)."""
-    _current.set(info)
+_current: ContextVar[Try | None] = ContextVar("onward_try", default=None)
+entered: Callable[[Try], object] = _current.set
+"""Make this the running try of the present context (each try has a context of its own)."""
 
 
 def current_step_info() -> StepInfo | None:
     """The try that this code belongs to, if it does."""
-    return _current.get()
+    running = _current.get()
+    return None if running is None else running.info
 
 
 Surrounding = Callable[[], AbstractContextManager[object]]

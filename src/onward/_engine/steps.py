@@ -12,8 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections import deque
-from collections.abc import Iterable
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -37,45 +36,29 @@ STORE_PAUSE_US = 100_000
 class Steps:
     """The unfinished steps of one execution."""
 
-    __slots__ = ("_bodies", "_frozen", "_later", "_recorded", "_runner")
+    __slots__ = ("_frozen", "_recorded", "_runner", "is_frozen", "later", "running")
 
-    def __init__(self, runner: Runner, recorded: Iterable[StepRetry] = ()) -> None:
+    def __init__(self, runner: Runner, recorded: Sequence[StepRetry] = ()) -> None:
         self._runner = runner
-        self._bodies: dict[str, Body] = {}
-        self._later: dict[str, tuple[RunStep, StepRetry]] = {}
-        """Between two tries, in memory."""
-        self._recorded = {retry.key: retry for retry in recorded}
+        self.running: dict[str, Body] = {}
+        """The bodies that run, by their step's key."""
+        self.later: dict[str, tuple[RunStep, StepRetry]] = {}
+        """The steps between two tries that this execution holds."""
+        self._recorded = {retry.key: retry for retry in recorded} if recorded else {}
         """Retry states that the database holds."""
-        self._frozen: deque[tuple[Body, Any, BaseException | None]] | None = None
-
-    @property
-    def are_running(self) -> bool:
-        """Whether any body runs."""
-        return bool(self._bodies)
-
-    @property
-    def running(self) -> list[str]:
-        """The keys of the bodies that run."""
-        return list(self._bodies)
-
-    @property
-    def are_waiting(self) -> bool:
-        """Whether any step is between two tries."""
-        return bool(self._later)
-
-    @property
-    def is_frozen(self) -> bool:
-        """Whether a transactional step runs: nothing may be delivered or recorded meanwhile."""
-        return self._frozen is not None
+        self.is_frozen = False
+        """A transactional step runs: nothing may be delivered or recorded meanwhile."""
+        self._frozen: list[tuple[Body, Any, BaseException | None]] = []
+        """What ended meanwhile."""
 
     @property
     def next_try_at(self) -> int | None:
         """When the first of the waiting tries is due."""
-        return min((state.next_at for _, state in self._later.values()), default=None)
+        return min((state.next_at for _, state in self.later.values()), default=None) if self.later else None
 
     def waiting(self) -> dict[str, StepRetry]:
         """The steps between two tries that this execution holds."""
-        return {key: state for key, (_, state) in self._later.items()}
+        return {key: state for key, (_, state) in self.later.items()}
 
     def states(self) -> list[StepRetry]:
         """The states of all steps between two tries, recorded ones included."""
@@ -86,38 +69,39 @@ class Steps:
     def begin(self, command: RunStep) -> None:
         """Start the next try now, or wait for its time if a recorded state names one. A transactional step freezes the
         execution; the runner has seen to it that nothing of it is on its way."""
-        state = self._recorded.get(command.key)
-        if state is not None and state.next_at > self._runner.engine.now_us():
-            self._later[command.key] = (command, state)
-            return
-        engine = self._runner.engine
+        engine, key, tries = self._runner.engine, command.key, 1
+        now = engine.now_us()
+        if self._recorded and (state := self._recorded.get(key)) is not None:
+            if state.next_at > now:
+                self.later[key] = (command, state)
+                return
+            tries = state.tries + 1
         if engine.seams is not None:
             command = msgspec.structs.replace(command, spec=engine.seams.step(command.spec))
-        tries = (state.tries if state else 0) + 1
-        body = Body(command, self, self._info(command, tries), tries, engine.now_us())
+        body = Body(command, self, tries, now)
         if command.spec.is_transactional:
             try:
                 transactor = engine.transactor()
             except ConfigurationError as error:
                 self._runner.fail_certainly(error)
                 return
-            self._bodies[command.key] = body
-            self._frozen = deque()
+            self.running[key] = body
+            self.is_frozen = True
             engine.bodies.start_transaction(
                 body, transactor, self._runner.fence, lambda result: self._transaction_entry(body, result)
             )
         else:
-            self._bodies[command.key] = body
+            self.running[key] = body
             engine.bodies.start(body)
 
     def cancel(self, command: CancelStep) -> None:
         """The await was cancelled: ask the body to end; its entry is wanted only if the workflow waits for it."""
-        body = self._bodies.get(command.key)
-        waiting = self._later.pop(command.key, None)
+        body = self.running.get(command.key)
+        waiting = self.later.pop(command.key, None)
         if body is not None:
             if not command.waits:
                 body.is_dropped = True
-                del self._bodies[command.key]
+                del self.running[command.key]
             body.cancel()
         elif waiting is not None and command.waits:
             self.answer_unbegun(waiting[0])
@@ -125,39 +109,40 @@ class Steps:
     def answer_unbegun(self, command: RunStep) -> None:
         """Record that a step was cancelled before its body could begin, for a workflow that waits for its entry."""
         engine = self._runner.engine
-        body = Body(command, self, self._info(command, 0), 0, engine.now_us())
+        body = Body(command, self, 0, engine.now_us())
         self._runner.deliver(command.key, "step", error=note("CancelledError", "cancelled before it began"), body=body)
         engine.loop.call_soon(self._runner.settle)
 
     def due(self, now_us: int) -> list[RunStep]:
         """Take the steps whose next try is due."""
-        keys = [key for key, (_, state) in self._later.items() if state.next_at <= now_us]
+        keys = [key for key, (_, state) in self.later.items() if state.next_at <= now_us]
         commands = []
         for key in keys:
-            command, state = self._later.pop(key)
+            command, state = self.later.pop(key)
             self._recorded[key] = state
             commands.append(command)
         return commands
 
     def settled(self, key: str) -> tuple[str, ...]:
         """The step has its entry; returns the recorded retry states that this ends."""
-        return (key,) if self._recorded.pop(key, None) is not None else ()
+        return (key,) if self._recorded and self._recorded.pop(key, None) is not None else ()
 
     def forget_waiting(self) -> None:
         """The workflow function has ended: no further try begins."""
-        self._later.clear()
+        self.later.clear()
 
     def drop(self) -> None:
         """Drop every body and its result."""
-        for body in self._bodies.values():
+        for body in self.running.values():
             body.is_dropped = True
             body.cancel()
-        self._bodies.clear()
+        self.running.clear()
 
-    def _info(self, command: RunStep, tries: int) -> StepInfo:
-        row = self._runner.row
+    def info_of(self, body: Body) -> StepInfo:
+        """What the body can learn of its try. Called from any thread."""
+        row, key = self._runner.row, body.command.key
         prefix = row.id if row.run == 0 else f"{row.id}/{row.run}"
-        return StepInfo(row.id, command.key, f"{prefix}/{command.key}", tries, self)
+        return StepInfo(row.id, key, f"{prefix}/{key}", body.tries, self)
 
     def show(self, key: str, text: str) -> None:
         """A body shows this as the workflow's progress. Callable from the body's thread."""
@@ -169,7 +154,7 @@ class Steps:
                 engine.loop.call_soon_threadsafe(self._show, key, text)
 
     def _show(self, key: str, text: str) -> None:
-        body = self._bodies.get(key)
+        body = self.running.get(key)
         if body is not None and not body.is_dropped:
             self._runner.show(text)
 
@@ -177,31 +162,29 @@ class Steps:
 
     def body_done(self, body: Body, result: Any, error: BaseException | None) -> None:
         """One try of a step has ended."""
-        runner, key = self._runner, body.command.key
-        if body.is_dropped or not runner.wants_steps:
-            self._bodies.pop(key, None)
-            return
-        if self._frozen is not None:
+        runner, command = self._runner, body.command
+        if self.is_frozen and not body.is_dropped and runner.wants_steps:
             self._frozen.append((body, result, error))
             return
-        self._bodies.pop(key, None)
-        if error is not None and self._try_again(body, error):
-            runner.step_put_off()
+        self.running.pop(command.key, None)
+        if body.is_dropped or not runner.wants_steps:
             return
-        text = record = None
-        if error is None:
-            try:
-                text = body.command.spec.result.encode(result)
-            except CodecError as refused:  # the effect has happened: another try would only repeat it
-                runner.fail_certainly(refused)
-                return
-        else:
-            record = describe(error, body.command.spec.raises)
-        runner.step_ended(body, text, record)
+        if error is not None:
+            if self._try_again(body, error):
+                runner.step_put_off()
+            else:
+                runner.step_ended(body, None, describe(error, command.spec.raises))
+            return
+        try:
+            text = command.spec.result.encode(result)
+        except CodecError as refused:  # the effect has happened: another try would only repeat it
+            runner.fail_certainly(refused)
+            return
+        runner.step_ended(body, text, None)
 
     def body_unbegun(self, body: Body) -> None:
         """A try has not begun after all: nothing has happened, and nothing is spent."""
-        self._bodies.pop(body.command.key, None)
+        self.running.pop(body.command.key, None)
         if not body.is_dropped and self._runner.wants_steps:
             self._runner.step_unbegun(body.command)
 
@@ -221,7 +204,7 @@ class Steps:
             return False
         else:
             next_at = engine.now_us() + int(policy.delay_before(tries + 1, engine.rng) * 1e6)
-        self._later[command.key] = (command, StepRetry(command.key, tries, next_at, describe(error)))
+        self.later[command.key] = (command, StepRetry(command.key, tries, next_at, describe(error)))
         return True
 
     # ------------------------------------------------------------------ transactional steps
@@ -236,12 +219,13 @@ class Steps:
 
     def transaction_done(self, body: Body, entry: Entry | None, error: BaseException | None) -> None:
         """Thaw: deliver the committed entry, or treat the error like any body's; then what waited meanwhile."""
-        frozen, self._frozen = self._frozen or deque(), None
+        frozen, self._frozen = self._frozen, []
+        self.is_frozen = False
         runner, command = self._runner, body.command
         if not runner.wants_steps:
             return
         if entry is not None:
-            self._bodies.pop(command.key, None)
+            self.running.pop(command.key, None)
             self._recorded.pop(command.key, None)
             runner.transaction_committed(entry, is_wanted=not body.is_dropped)
         elif isinstance(error, (LeaseLost, OutcomeUnknown)):
@@ -252,9 +236,9 @@ class Steps:
             runner.fail_certainly(error)
             return
         elif isinstance(error, StoreError) and not isinstance(error, StoreConflict):
-            self._bodies.pop(command.key, None)
+            self.running.pop(command.key, None)
             again_at = runner.engine.now_us() + STORE_PAUSE_US
-            self._later[command.key] = (command, StepRetry(command.key, body.tries - 1, again_at))
+            self.later[command.key] = (command, StepRetry(command.key, body.tries - 1, again_at))
         else:
             self.body_done(body, None, error)
         for other, result, failure in frozen:

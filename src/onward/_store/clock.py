@@ -6,30 +6,22 @@ called from the event loop and from the store's threads.
 
 from __future__ import annotations
 
-import threading
-import time
+from time import time_ns
 
 from onward._store.base import Clock
 
 
-class MachineClock:
-    """The machine's clock."""
-
-    def now_us(self) -> int:
-        """Microseconds since 1970 UTC."""
-        return time.time_ns() // 1000
-
-
 class SteadyClock:
-    """A clock that repeats its last value instead of falling (the machine's clock may be set back)."""
+    """A clock, by default the machine's, that repeats its last value instead of falling (a machine's clock may be set back)."""
 
     def __init__(self, clock: Clock | None = None) -> None:
-        self._clock: Clock = clock or MachineClock()
+        self._clock = clock
         self._last = 0
-        self._lock = threading.Lock()
 
     def now_us(self) -> int:
-        """Microseconds since 1970 UTC, never less than what any thread has seen before."""
-        with self._lock:
-            self._last = max(self._last, self._clock.now_us())
+        """Microseconds since 1970 UTC, never less than what any thread was given before this call."""
+        now = time_ns() // 1000 if self._clock is None else self._clock.now_us()
+        if now <= self._last:
             return self._last
+        self._last = now
+        return now

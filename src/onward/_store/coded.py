@@ -311,7 +311,7 @@ class CodedStore:
         code_version: str,
         only: Sequence[str] | None = None,
         *,
-        alone: bool = False,
+        alone: bool | None = False,
     ) -> int | None:
         """The earliest time at which a row is claimable."""
         return await self._inner.next_due(queues, types, code_version, only, alone=alone)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from urllib.parse import unquote
 
 from onward._store.base import Clock, Store
 from onward._store.memory.store import MemoryStore
 from onward._store.sqlite.database import Probe
 from onward._store.sqlite.store import SqliteStore
+from onward._store.urls import ENVIRONMENT_VARIABLE
 from onward.errors import ConfigurationError
 
 _FORMS = (
@@ -21,8 +23,17 @@ def open_store(url: str, clock: Clock | None = None, *, probe: Probe | None = No
 
     A PostgreSQL URL may have options: `schema=name` (default onward), `poll_only=1` behind a pooler in transaction mode, and
     those of libpq. Nothing is touched before `Store.open`. `probe` is for fault tests and the testing kit. Raises
-    ConfigurationError.
+    ConfigurationError, which names ONWARD_DATABASE_URL if it is that variable's URL.
     """
+    try:
+        return _store(url, clock, probe)
+    except ConfigurationError as error:
+        if url and url == os.environ.get(ENVIRONMENT_VARIABLE):
+            raise ConfigurationError(f"{ENVIRONMENT_VARIABLE}: {error}") from error.__cause__
+        raise
+
+
+def _store(url: str, clock: Clock | None, probe: Probe | None) -> Store:
     scheme, separator, rest = url.partition("://")
     if not separator:
         hint = f"; for a file write sqlite:///{url}" if url and ":" not in url else ""

@@ -23,7 +23,7 @@ class Fence(msgspec.Struct, frozen=True, array_like=True, gc=False):
     epoch: int
 
 
-class StartOp(msgspec.Struct, frozen=True):
+class StartOp(msgspec.Struct, frozen=True, gc=False):
     """Insert a workflow, or find the one that has its id.
 
     With a `fence` it is a parent's command: the child's row has `parent_id`. If then the id exists already and `watch` is
@@ -37,7 +37,7 @@ class StartOp(msgspec.Struct, frozen=True):
     watch: bool = False
 
 
-class JournalOp(msgspec.Struct, frozen=True):
+class JournalOp(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """Record entries, delete the mail they deliver and the retry states they end; set progress and last step.
 
     `reset_counters` sets attempts and crashes to 0 (a newly recorded step is progress). → `Applied` | `LeaseLost`
@@ -52,7 +52,7 @@ class JournalOp(msgspec.Struct, frozen=True):
     reset_counters: bool = False
 
 
-class ParkOp(msgspec.Struct, frozen=True):
+class ParkOp(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """Give the row back until `next_run_at` or a wake.
 
     If the row's `signals` is still `seen_signals`: status `waiting` when `is_waiting` (for a signal or child; `next_run_at`
@@ -72,7 +72,7 @@ class ParkOp(msgspec.Struct, frozen=True):
     wake_floor: int | None = None
 
 
-class FinishOp(msgspec.Struct, frozen=True):
+class FinishOp(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """Write the one outcome; `worker` and `next_run_at` become null.
 
     The end goes as kind `child` into the mailbox of the parent and of every `waiters` row, and wakes them; unread mail,
@@ -157,7 +157,7 @@ class Applied(msgspec.Struct, frozen=True):
     """Committed."""
 
 
-class Started(msgspec.Struct, frozen=True):
+class Started(msgspec.Struct, frozen=True, gc=False):
     """The workflow exists; `created` is false where an equal one had the id before.
 
     `parent_id` is its real parent, `status` its present status.

@@ -85,7 +85,7 @@ class StepRetry(msgspec.Struct, frozen=True, array_like=True, gc=False):
     error: str | None = None
 
 
-class NewWorkflow(msgspec.Struct, frozen=True, kw_only=True):
+class NewWorkflow(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """A workflow to be started. `seed` (32 hex digits, random) doubles as the token of this very start."""
 
     id: str

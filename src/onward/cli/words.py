@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
 
@@ -53,6 +54,11 @@ def json_line(value: Any, limit: int | None = None) -> str:
 def error_line(error: ErrorInfo, limit: int | None = None) -> str:
     """An error on one line."""
     return cut(one_line(f"{error.type}: {error.message}" if error.message else error.type), limit)
+
+
+def listed(words: Sequence[str]) -> str:
+    """`a`, `a and b`, `a, b and c`."""
+    return " and ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)
 
 
 def cut(text: str, limit: int | None) -> str:

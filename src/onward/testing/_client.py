@@ -8,8 +8,9 @@ gone, and the next call goes over a new connection.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeVar
+
+import msgspec
 
 from onward._engine.connection import Connection
 from onward._engine.replay.calls import current_execution
@@ -105,7 +106,7 @@ class EnvironmentClient(AsyncClient):
             number = self._started[bound.spec.name] = self._started.get(bound.spec.name, 0) + 1
             workflow_id = f"{bound.spec.name.replace('/', '-')}-{number}"
             if await store.get(workflow_id) is None:
-                options = replace(bound.options, id=workflow_id)
+                options = msgspec.structs.replace(bound.options, id=workflow_id)
                 return BoundWorkflow(bound.spec, options, bound.args, bound.kwargs)
 
     async def run(self, workflow: Any, /, *args: Any, **kwargs: Any) -> Any:

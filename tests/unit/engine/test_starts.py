@@ -12,7 +12,7 @@ import pytest
 from onward import workflow
 from onward._engine.replay.commands import StartChild
 from onward._engine.specs import StartOptions
-from onward._engine.starts import child_workflow, new_seed, new_workflow, new_workflow_id
+from onward._engine.starts import child_workflow, new_seed, new_seeds, new_workflow, new_workflow_id, new_workflow_ids
 from onward._store.records import Claimed, NewWorkflow
 
 
@@ -52,26 +52,44 @@ def test_ids_sort_by_the_time_of_their_making(monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_ids_of_one_millisecond_differ(monkeypatch: pytest.MonkeyPatch) -> None:
-    """74 random bits."""
+    """Each is of a later part of the millisecond, and has 62 random bits."""
     monkeypatch.setattr(time, "time_ns", lambda: 1_700_000_000_000_000_000)
     assert len({new_workflow_id() for _ in range(1000)}) == 1000
 
 
 def test_all_random_bits_of_an_id_are_used(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The random parts fit their places: version and variant stay whole at both extremes."""
-    monkeypatch.setattr(time, "time_ns", lambda: 0)
-    for bits, expected in (
-        (lambda count: 0, "00000000-0000-7000-8000-000000000000"),
-        (lambda count: (1 << count) - 1, "00000000-0000-7fff-bfff-ffffffffffff"),
+    """The random part fits its place: version and variant stay whole at both extremes."""
+    for millis, byte, expected in (
+        (10, b"\x00", "00000000-000a-7000-8000-000000000000"),
+        (20, b"\xff", "00000000-0014-7000-bfff-ffffffffffff"),
     ):
-        monkeypatch.setattr(secrets, "randbits", bits)
+        monkeypatch.setattr(time, "time_ns", lambda millis=millis: millis * 1_000_000)
+        monkeypatch.setattr(secrets, "token_bytes", lambda count, byte=byte: byte * count)
         assert new_workflow_id() == expected
+
+
+def test_ids_sort_in_the_order_of_their_making(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Within one batch and from one to the next, while the clock stands still or is set back a little."""
+    ids: list[str] = []
+    for millis in (5_000, 5_000, 4_900, 5_001, 6_500):
+        monkeypatch.setattr(time, "time_ns", lambda millis=millis: millis * 1_000_000)
+        ids += [*new_workflow_ids(10_000), new_workflow_id()]
+    assert ids == sorted(ids)
+    assert len(set(ids)) == len(ids)
+    assert all(UUID(one).version == 7 and UUID(one).variant == RFC_4122 for one in ids)
+
+
+def test_ids_follow_a_clock_that_is_set_back_far(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By more than a second: else all ids would bear the wrong time until it comes round again."""
+    for millis in (900_000, 500_000):
+        monkeypatch.setattr(time, "time_ns", lambda millis=millis: millis * 1_000_000)
+        assert UUID(new_workflow_id()).int >> 80 == millis
 
 
 def test_a_seed_is_128_random_bits() -> None:
     """32 hex digits, never twice the same."""
-    seeds = {new_seed() for _ in range(100)}
-    assert len(seeds) == 100
+    seeds = {new_seed() for _ in range(100)} | set(new_seeds(100))
+    assert len(seeds) == 200
     assert all(len(bytes.fromhex(seed)) == 16 for seed in seeds)
 
 

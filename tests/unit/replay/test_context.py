@@ -159,10 +159,15 @@ def test_current_step_is_refused_outside_of_a_body_and_in_workflow_code() -> Non
         current_step()
 
     def inside() -> Any:
-        entered(_info())
+        entered(_Try(_info()))
         return Run(looks).error
 
     assert isinstance(contextvars.copy_context().run(inside), UsageError)
+
+
+class _Try:
+    def __init__(self, info: StepInfo) -> None:
+        self.info = info
 
 
 def _info(**options: Any) -> StepInfo:
@@ -174,7 +179,7 @@ def test_current_step_gives_the_try_that_was_entered_also_in_a_thread() -> None:
     seen: list[Any] = []
 
     def body() -> None:
-        entered(info)
+        entered(_Try(info))
         mine = current_step()
         mine.heartbeat({"done": 3})
         seen.append((mine.idempotency_key, mine.try_number, mine.cancelled))

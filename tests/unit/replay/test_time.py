@@ -177,7 +177,7 @@ def test_ten_thousand_cancelled_timers_leave_nothing_in_the_heap() -> None:
     for _ in range(1999):
         [key] = [w.key for w in run.core.waiting() if w.kind == "step"]
         run.core.deliver(Entry(run.core.last_seq + 1, key, "step", BEGAN, result="null"))
-    assert len(run.core.loop._timers) < 100
+    assert len(run.core.loop.timers) < 100
     run.close()
 
 

@@ -55,6 +55,16 @@ def test_a_wrong_url_is_refused_with_what_to_write_instead(url: str, cure: str) 
     assert cure in str(caught.value)
 
 
+def test_where_a_wrong_url_comes_from_the_environment_the_message_names_the_variable(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("ONWARD_DATABASE_URL", "postgres:app")
+    with pytest.raises(ConfigurationError, match=r"^ONWARD_DATABASE_URL: 'postgres:app' is not a database URL"):
+        open_store("postgres:app")
+    with pytest.raises(ConfigurationError, match=r"^'onward\.db' is not a database URL"):
+        open_store("onward.db")
+
+
 def test_a_password_is_never_shown() -> None:
     with pytest.raises(ConfigurationError) as caught:
         open_store("mysql://user:secret@host/db")

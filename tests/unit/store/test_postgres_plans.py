@@ -17,7 +17,8 @@ from tests.postgres.server import drop_schema, new_schema, url_with
 
 STATES = ("empty", "fresh", "analysed small, grown large", "large and analysed", "large and never analysed")
 WRITES = (
-    "lock_or_refuse", "lock_own_or_refuse", "lock_rows", "lock_rows_waiting", "insert_entries", "read_entries", "note_progress",
+    "lock_or_refuse", "lock_own_or_refuse", "lock_ending_or_refuse", "lock_rows", "lock_rows_waiting", "insert_entries",
+    "record_entries", "read_entries", "note_progress",
     "park_rows", "fail_attempts", "release_rows", "finish_rows", "upsert_retries", "delete_retries", "mark_read",
     "deliver_signals", "insert_workflows", "find_starts", "insert_waiters", "deliver_known_ends", "cancel_unbegun",
     "request_cancel", "strike_entries", "lock_step_or_refuse",
@@ -33,7 +34,15 @@ CLAIMS = (
     "adopt_diverged",
     "next_held_back",
 )
-READS = ("load_histories", "read_mail", "read_signals", "list_final", "get_workflow", "release_orphans")
+READS = (
+    "load_histories",
+    "read_mail",
+    "read_signals",
+    "list_final",
+    "get_workflow",
+    "release_orphans",
+    "look_for_orphans",
+)
 PRUNINGS = (
     "old_roots", "tree", "lock_old", "children_of", "delete_journals", "delete_mail", "delete_waiters", "delete_waiting",
     "delete_step_retries", "delete_workflows",
@@ -44,7 +53,7 @@ FIRST_COLUMNS = {
     "journal_pkey": "workflow_id", "mailbox_unread": "workflow_id", "mailbox_token": "workflow_id", "mailbox_pkey": "id",
     "waiters_pkey": "target", "waiters_waiting": "waiter", "step_retries_pkey": "workflow_id",
 }  # fmt: skip
-WALKED = {"release_orphans": ("workflows_held",)}
+WALKED = {"release_orphans": ("workflows_held",), "look_for_orphans": ("workflows_held",)}
 """From its first entry: the least id of a worker that holds something."""
 OWN = ("workflows", "journal", "mailbox", "waiters", "step_retries")
 
@@ -155,6 +164,8 @@ def test_a_claim_walks_the_due_index_in_its_order_and_locks_no_more_than_it_take
     ("name", "index"),
     [
         ("lock_own_or_refuse", "workflows_pkey"),
+        ("record_entries", "workflows_pkey"),
+        ("lock_ending_or_refuse", "waiters_pkey"),
         ("finish_rows", "workflows_pkey"),
         ("read_signals", "workflows_held"),
         ("release_not_held", "workflows_held"),
@@ -177,6 +188,8 @@ def test_locks_are_taken_in_order_of_id(planner: Planner) -> None:
     for name in (
         "lock_or_refuse",
         "lock_own_or_refuse",
+        "lock_ending_or_refuse",
+        "record_entries",
         "lock_rows",
         "lock_rows_waiting",
         "release_not_held",
@@ -186,8 +199,21 @@ def test_locks_are_taken_in_order_of_id(planner: Planner) -> None:
         assert re.search(r"LockRows.*\n\s*->  (Sort|Incremental Sort|Index Scan using workflows_pkey)", plan), plan
 
 
-def test_the_work_on_a_batch_grows_with_the_batch_and_not_with_its_square(planner: Planner) -> None:
-    """A lock statement joins the batch with nothing but an index: two function or CTE scans are never joined."""
-    plan = planner.plan("lock_own_or_refuse")
+@pytest.mark.parametrize("name", ["lock_own_or_refuse", "lock_ending_or_refuse", "record_entries"])
+def test_the_rows_of_a_batch_are_found_by_one_walk_along_the_primary_key(planner: Planner, name: str) -> None:
+    """Not by a search for each, let alone by comparing each with each."""
+    plan = planner.plan(name)
+    locked = re.search(
+        r"CTE locked\n\s*->  LockRows.*\n\s*->  Index Scan using workflows_pkey.*\n\s*Index Cond: (.*)", plan
+    )
+    assert locked is not None, plan
+    assert re.search(r"id = ANY \(\$\d+(::text\[\])?\)", locked[1]), plan
+
+
+def test_a_batch_is_joined_with_nothing_but_an_index(planner: Planner) -> None:
+    """Never with another set in memory: the work grows with the batch and not with its square."""
+    plan = planner.plan("lock_or_refuse")
     locked = plan[plan.index("CTE locked") :]
-    assert re.search(r"Nested Loop.*\n\s*->  CTE Scan on f\w*.*\n\s*->  Index Scan using workflows_pkey", locked), plan
+    assert re.search(r"Nested Loop.*\n\s*->  CTE Scan on wanted.*\n\s*->  Index Scan using workflows_pkey", locked), (
+        plan
+    )

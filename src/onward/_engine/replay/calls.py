@@ -114,21 +114,26 @@ class StepCall(Call[Any]):
     __slots__ = ("args", "arguments", "digest", "kwargs", "spec")
 
     def __init__(self, execution: Execution, spec: StepSpec, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        key = execution.take_key(spec.key if spec.key is not None else spec.name)
-        codec = spec.arguments
+        self.key = execution.take_key(spec.key if spec.key is not None else spec.name)
         self.spec = spec
-        self.args, self.kwargs = args, kwargs = codec.freeze(args, kwargs)
-        self.digest, self.arguments = codec.digest(args, kwargs)
-        super().__init__(execution, key)
+        self.args, self.kwargs, self.digest, self.arguments = spec.arguments.take(args, kwargs)
+        self.execution = execution  # from here as in Call.__init__: this is made for every step
+        loop = execution.loop
+        self._number = loop.number = number = loop.number + 1
+        self._inner = None
+        execution.unawaited[number] = self
 
     def begin(self) -> asyncio.Future[Any]:
         """Issue the command."""
-        execution = self.execution
+        execution, key = self.execution, self.key
         loop = execution.loop
         if (loop.closing or running_loop() is not loop) and execution.refuses():
             return Future(loop)
-        command = RunStep(self.key, execution.last_seq, self.spec, self.args, self.kwargs, self.digest, self.arguments)
-        return execution.issue(command, StepWait(execution, self))
+        execution.commands[key] = RunStep(
+            key, execution.last_seq, self.spec, self.args, self.kwargs, self.digest, self.arguments
+        )
+        wait = execution.outstanding[key] = StepWait(execution, self)
+        return wait
 
 
 class ChildCall(Call[Any]):
@@ -346,6 +351,18 @@ class StepWait(Wait):
                 self.execution.cancel_step(self.key, waits=True)
             return True
         return super().cancel(msg)
+
+    def settle(self, entry: Entry) -> None:
+        """As `Wait.settle`, for every step that has ended well."""
+        if self.held is not None or entry.error is not None or self.done():
+            super().settle(entry)
+            return
+        try:
+            value = self.codec.decode(entry.result) if entry.result is not None else None
+        except CodecError:
+            super().settle(entry)
+        else:
+            self.set_result(value)
 
     def rebuild(self, error: str) -> Exception:
         """The entry's error."""

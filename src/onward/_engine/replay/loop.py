@@ -162,8 +162,8 @@ class ReplayLoop(asyncio.AbstractEventLoop):
     """
 
     __slots__ = (
-        "_closer", "_handler", "_kept_tasks", "_ready", "_timer_number", "_timers", "base", "closing", "future_count",
-        "limits", "now_us", "number", "owner", "started_at", "stopped", "task_count", "tasks",
+        "_closer", "_handler", "_kept_tasks", "_ready", "_timer_number", "base", "closing", "future_count",
+        "limits", "now_us", "number", "owner", "started_at", "stopped", "task_count", "tasks", "timers",
     )  # fmt: skip
 
     def __init__(self, owner: Owner, base: int, started_at: int, limits: Limits) -> None:
@@ -178,7 +178,8 @@ class ReplayLoop(asyncio.AbstractEventLoop):
         self.future_count = 0
         self.number = base
         self._ready: deque[Handle] = deque()
-        self._timers: list[tuple[int, int, Timer]] = []
+        self.timers: list[tuple[int, int, Timer]] = []
+        """A heap of what may be outstanding: cancelled ones count until `next_timer` has looked."""
         self._timer_number = 0
         self._closer: Closer | None = None
         self._handler: Callable[[asyncio.AbstractEventLoop, dict[str, Any]], object] | None = None
@@ -211,17 +212,21 @@ class ReplayLoop(asyncio.AbstractEventLoop):
         take = ready.popleft
         most = self.limits.handles
         seconds = self.limits.seconds
-        latest = None if seconds is None else time.monotonic() + seconds
-        count = 0
+        latest, count = 0.0, 0
         while ready and not self.stopped:
             handle = take()
             callback = handle.callback
             if callback is None:
                 continue
             count += 1
-            if count > most or (latest is not None and not count & 15 and time.monotonic() > latest):
-                self._stuck(callback, f"{count - 1:,} callbacks" if count > most else f"{seconds:g} s")
-                return
+            if count > most or (not count & 15 and seconds is not None):
+                now = time.monotonic()
+                if count > most or now > (latest or now):
+                    self._stuck(callback, f"{count - 1:,} callbacks" if count > most else f"{seconds:g} s")
+                    return
+                latest = latest or now + (
+                    seconds or 0.0
+                )  # few workflows have so many: the time is not asked for before
             try:
                 handle.context.run(callback, *handle.args)
             except (SystemExit, KeyboardInterrupt) as error:
@@ -251,19 +256,14 @@ class ReplayLoop(asyncio.AbstractEventLoop):
             self.closer.close(pending)
         self.tasks.clear()
         self._ready.clear()
-        for _, _, timer in self._timers:
+        for _, _, timer in self.timers:
             Handle.cancel(timer)
-        self._timers.clear()
+        self.timers.clear()
         return pending
-
-    @property
-    def has_timers(self) -> bool:
-        """Whether a timer may be outstanding; cancelled ones may count until `next_timer` has looked."""
-        return bool(self._timers)
 
     def next_timer(self) -> Waiting | None:
         """The outstanding timer with the lowest (deadline, creation)."""
-        timers = self._timers
+        timers = self.timers
         while timers:
             timer = timers[0][2]
             if timer.callback is not None:
@@ -274,20 +274,20 @@ class ReplayLoop(asyncio.AbstractEventLoop):
     def shift_timers(self, by_us: int) -> None:
         """Move every pending deadline."""
         moved = []
-        for deadline, number, timer in self._timers:
+        for deadline, number, timer in self.timers:
             if timer.callback is not None:
                 timer.deadline = deadline + by_us
                 moved.append((timer.deadline, number, timer))
-        self._timers = moved  # still a heap: all moved by the same, and the live part of a heap must be made one again
+        self.timers = moved  # still a heap: all moved by the same, and the live part of a heap must be made one again
         heapq.heapify(moved)
 
     def forget_timer(self, timer: Timer) -> None:
         """A timer was cancelled."""
         if self.owner is not None:
             self.owner.outstanding.pop(timer.key, None)
-        if len(self._timers) > 64 and self.owner is not None and len(self._timers) > 4 * len(self.owner.outstanding):
-            self._timers = [item for item in self._timers if item[2].callback is not None]
-            heapq.heapify(self._timers)
+        if len(self.timers) > 64 and self.owner is not None and len(self.timers) > 4 * len(self.owner.outstanding):
+            self.timers = [item for item in self.timers if item[2].callback is not None]
+            heapq.heapify(self.timers)
 
     # ------------------------------------------------------------------ asyncio's side
 
@@ -319,7 +319,7 @@ class ReplayLoop(asyncio.AbstractEventLoop):
         deadline = self.started_at + ceil(when * 1e6 - 1e-3)
         timer = Timer(callback, args, context, self, owner.take_key(timer_name(callback)), when, deadline)
         self._timer_number += 1
-        heapq.heappush(self._timers, (timer.deadline, self._timer_number, timer))
+        heapq.heappush(self.timers, (timer.deadline, self._timer_number, timer))
         owner.outstanding[timer.key] = timer
         return timer
 

@@ -51,8 +51,8 @@ class Execution:
     """One execution of one workflow: fed with journal entries, gives commands."""
 
     __slots__ = (
-        "__weakref__", "_cancels", "_commands", "_counts", "_index", "_left_keys", "_note", "_patches", "_payload", "_randomness",
-        "_remaining", "_returned", "_root", "_run", "_seed", "attempt", "code_version", "ending", "is_closed",
+        "__weakref__", "_cancels", "_counts", "_index", "_left_keys", "_note", "_patches", "_payload", "_randomness",
+        "_remaining", "_returned", "_root", "_run", "_seed", "attempt", "code_version", "commands", "ending", "is_closed",
         "is_replaying", "last_seq", "loop", "outstanding", "recorded_code_version", "recorded_version", "seq_floor",
         "spec", "tags", "unawaited", "workflow_id",
     )  # fmt: skip
@@ -95,7 +95,7 @@ class Execution:
         self._run = run
         self._note = note
         self._counts: dict[str, int] = {}
-        self._commands: dict[Any, Command] = {}
+        self.commands: dict[Any, Command] = {}
         self._index: dict[tuple[str, str], dict[str, Wait]] | None = None
         self._patches: dict[str, bool] | None = None
         self._remaining = 0
@@ -148,7 +148,7 @@ class Execution:
             if isinstance(wait, Wait):
                 asyncio.Future.cancel(wait)
         self.outstanding.clear()
-        self._commands.clear()
+        self.commands.clear()
         self.unawaited.clear()
         self._index = self._root = None
         if not loop.has_buried:
@@ -173,16 +173,16 @@ class Execution:
 
     def take_commands(self) -> list[Command]:
         """The commands issued since the last call, in order."""
-        if not self._commands:
+        if not self.commands:
             return []
-        commands = list(self._commands.values())
-        self._commands.clear()
+        commands = list(self.commands.values())
+        self.commands.clear()
         return commands
 
     @property
     def has_timers(self) -> bool:
         """Whether a timer may be outstanding; false is certain, and cheap."""
-        return self.loop.has_timers
+        return bool(self.loop.timers)
 
     def next_timer(self) -> Waiting | None:
         """The outstanding timer with the lowest (deadline, creation)."""
@@ -223,9 +223,9 @@ class Execution:
             self._remaining -= 1
             self._feed(entry)
         self.is_replaying = False
-        progress = self._commands.get("progress")
+        progress = self.commands.get("progress")
         if progress is not None and progress.after < self.last_seq:
-            del self._commands["progress"]  # it was committed with the entry that followed
+            del self.commands["progress"]  # it was committed with the entry that followed
 
     def _feed(self, entry: Entry) -> None:
         kind, key = entry.kind, entry.key
@@ -245,9 +245,9 @@ class Execution:
             ):
                 raise divergence.other_arguments(self, entry, wait)
             if kind != "timer":
-                self._commands.pop(key, None)
+                self.commands.pop(key, None)
                 if kind == "step" and wait.held is not None:
-                    self._commands.pop(("cancel", key), None)
+                    self.commands.pop(("cancel", key), None)
                 if wait.index is not None:
                     self._unlist(wait)
             del self.outstanding[key]
@@ -313,9 +313,9 @@ class Execution:
             self.loop.close_all(keep=root)
         if self._cancels and not isinstance(self.ending, Cancelled):
             self.note(f"the workflow was told to stop ({self._cancels[0]}) and caught that: it went on to its own end")
-        for key, command in list(self._commands.items()):
+        for key, command in list(self.commands.items()):
             if not isinstance(command, (Record, SetProgress)):
-                del self._commands[key]
+                del self.commands[key]
         self.outstanding.clear()
         self._index = None
 
@@ -365,13 +365,13 @@ class Execution:
         if self.outstanding.pop(key, None) is None:
             return
         self._unlist(wait)
-        if self._commands.pop(key, None) is None and wait.kind == "step" and not self.loop.closing:
+        if self.commands.pop(key, None) is None and wait.kind == "step" and not self.loop.closing:
             self.cancel_step(key, waits=False)
 
     def cancel_step(self, key: str, *, waits: bool) -> None:
         """Tell the runner that a step's await was cancelled."""
         if not self.loop.closing:
-            self._commands["cancel", key] = CancelStep(key, self.last_seq, waits)
+            self.commands["cancel", key] = CancelStep(key, self.last_seq, waits)
 
     def refuses(self) -> bool:
         """Whether an await begins while closing, where it shall suspend for good. Raises NotInWorkflow elsewhere outside."""
@@ -383,7 +383,7 @@ class Execution:
         """Give a command to the runner; `wait` is outstanding until its entry comes."""
         key = wait.key
         self.outstanding[key] = wait
-        self._commands[key] = command
+        self.commands[key] = command
         if wait.index is not None:
             self._enlist(wait, wait.index)
         return wait
@@ -433,15 +433,15 @@ class Execution:
             if answer and not self.loop.closing:
                 after = self.last_seq
                 self.last_seq = max(after, self.seq_floor) + 1  # struck-out entries keep their numbers
-                self._commands[key] = Record(after, Entry(self.last_seq, key, "patch", self.loop.now_us))
+                self.commands[key] = Record(after, Entry(self.last_seq, key, "patch", self.loop.now_us))
         return answer
 
     def set_progress(self, value: object) -> None:
         """Show this value as the workflow's progress."""
         text = PROGRESS.encode(value)
         if not self.loop.closing:
-            self._commands.pop("progress", None)
-            self._commands["progress"] = SetProgress(self.last_seq, text)
+            self.commands.pop("progress", None)
+            self.commands["progress"] = SetProgress(self.last_seq, text)
 
     @property
     def randomness(self) -> Randomness:

@@ -27,6 +27,7 @@ if sys.version_info < (3, 12):  # there it is plain Python, and asked for every 
     current_task = tasks._current_tasks.get  # type: ignore[attr-defined]  # private
 enter_task: Callable[[asyncio.AbstractEventLoop, asyncio.Task[Any]], None] = tasks._enter_task
 leave_task: Callable[[asyncio.AbstractEventLoop, asyncio.Task[Any]], None] = tasks._leave_task
+_get_hooks, _set_hooks, _collects = sys.get_asyncgen_hooks, sys.set_asyncgen_hooks, gc.isenabled
 _set_running_loop = events._set_running_loop
 _TASK_IS_PER_THREAD = sys.version_info >= (3, 14)  # before, the current task was kept per loop
 _swap_current_task: Callable[[Any, Any], Any] = getattr(tasks, "_swap_current_task", lambda loop, task: None)
@@ -42,17 +43,17 @@ def activate(loop: ReplayLoop, function: Callable[..., T], *args: Any) -> T:
     if outer is loop:
         raise RuntimeError("this replay loop is running already")
     outer_task = _swap_current_task(outer, None) if _TASK_IS_PER_THREAD and outer is not None else None
-    hooks = sys.get_asyncgen_hooks()
-    collects = gc.isenabled()
+    hooks = _get_hooks()
+    collects = _collects()
     if collects:
         gc.disable()
-    sys.set_asyncgen_hooks(loop.agen_started, loop.agen_dropped)
+    _set_hooks(loop.agen_started, loop.agen_dropped)
     _set_running_loop(loop)
     try:
         return function(*args)
     finally:
         _set_running_loop(outer)
-        sys.set_asyncgen_hooks(*hooks)
+        _set_hooks(*hooks)
         if outer_task is not None:
             _swap_current_task(outer, outer_task)
         if collects:

@@ -176,7 +176,7 @@ class MemoryStore:
         code_version: str,
         only: Sequence[str] | None = None,
         *,
-        alone: bool = False,
+        alone: bool | None = False,
     ) -> int | None:
         """The earliest time at which a row is claimable."""
         with self._open_database() as database:
@@ -338,12 +338,14 @@ def _no_probe(point: str) -> None:
     """The probe of production."""
 
 
-def _fits(row: Row, types: Sequence[str], only: Sequence[str] | None, alone: bool, journal_format: int) -> bool:
+def _fits(
+    row: Row, types: Sequence[str], only: Sequence[str] | None, alone: bool | None, journal_format: int
+) -> bool:
     """Whether a claim for these types could take the row."""
     return (
         row.new.type in types
         and (only is None or row.new.id in only)
-        and (row.crashes >= QUARANTINE_CRASHES) == alone
+        and (alone is None or (row.crashes >= QUARANTINE_CRASHES) == alone)
         and (row.version is None or int(row.version.partition("/")[0]) <= journal_format)
     )
 

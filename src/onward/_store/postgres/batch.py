@@ -184,13 +184,56 @@ class Sets:
     cancels: list[tuple[int, str]] = field(default_factory=list)
     operator_retries: list[tuple[int, str]] = field(default_factory=list)
 
+    @property
+    def are_entries_only(self) -> bool:
+        """Whether nothing else than entries is to be written."""
+        return bool(self.entries) and not (
+            self.read or self.settled or self.progress or self.parks or self.fails or self.releases or self.finishes
+            or self.starts or self.signals or self.cancels or self.operator_retries
+        )  # fmt: skip
 
-def fence_rows(batch: Sequence[Op]) -> tuple[list[FenceRow], bool]:
-    """The workflows whose rows the batch needs, and whether they are all executions that end nothing and wake nobody."""
+
+@dataclass(slots=True)
+class Own:
+    """The executions of one worker, each under one fence, and no row of anybody else's."""
+
+    worker: str
+    epochs: dict[str, int]
+    """By workflow."""
+    ending: set[str]
+
+    @property
+    def ids(self) -> list[str]:
+        """In the order of the primary key."""
+        return sorted(self.epochs)
+
+
+def own_fences(batch: Sequence[Op]) -> Own | None:
+    """The executions that the batch is of, if it needs no other rows but those of their parents and waiters."""
+    epochs: dict[str, int] = {}
+    ending: set[str] = set()
+    worker = ""
+    for op in batch:
+        if isinstance(op, (SignalOp, CancelOp, RetryOp)) or (isinstance(op, StartOp) and op.watch):
+            return None
+        fence = op.fence
+        if fence is None:
+            continue
+        workflow_id = fence.workflow_id
+        if epochs.setdefault(workflow_id, fence.epoch) != fence.epoch or (worker and fence.worker != worker):
+            return None
+        worker = fence.worker
+        if isinstance(op, FinishOp):
+            if op.cancels_children:
+                return None
+            ending.add(workflow_id)
+    return Own(worker, epochs, ending)
+
+
+def fence_rows(batch: Sequence[Op]) -> list[FenceRow]:
+    """The workflows whose rows the batch needs."""
     fences: dict[Fence, FenceRow] = {}
-    ids: set[str] = set()
     targets: list[FenceRow] = []
-    is_plain = True
     for op in batch:
         kind = type(op)
         if kind is SignalOp or kind is RetryOp:
@@ -209,14 +252,10 @@ def fence_rows(batch: Sequence[Op]) -> tuple[list[FenceRow], bool]:
         row = fences.get(fence)
         if row is None:
             row = fences[fence] = FenceRow(fence.workflow_id, fence.worker, fence.epoch)
-            if fence.workflow_id in ids:
-                is_plain = False
-            ids.add(fence.workflow_id)
         if kind is FinishOp:
-            is_plain = False
             row.ends = True
             row.takes = row.takes or op.cancels_children  # type: ignore[union-attr]
-    return [*fences.values(), *targets], is_plain and not targets
+    return [*fences.values(), *targets]
 
 
 def sort(batch: Sequence[Op], standings: dict[Fence, Standing] | None, outcomes: list[Outcome]) -> Sets:
@@ -227,52 +266,57 @@ def sort(batch: Sequence[Op], standings: dict[Fence, Standing] | None, outcomes:
     sets = Sets()
     ended: set[Fence] = set()
     for index, op in enumerate(batch):
-        match op:
-            case SignalOp():
-                sets.signals.append((index, op))
+        if isinstance(op, (JournalOp, FinishOp, ParkOp, FailAttemptOp, ReleaseOp)):
+            fence = op.fence
+            if (standings is not None and standings[fence].is_lost) or (ended and fence in ended):
+                outcomes[index] = LEASE_LOST
                 continue
-            case CancelOp():
-                sets.cancels.append((index, op.workflow_id))
-                continue
-            case RetryOp():
-                sets.operator_retries.append((index, op.workflow_id))
-                continue
-            case StartOp(fence=None):
+            if not isinstance(op, JournalOp):
+                ended.add(fence)
+            if standings is None or not standings[fence].is_over:
+                _add(sets, op, fence)
+        elif isinstance(op, StartOp):
+            if op.fence is None:
                 sets.starts.append(Start(index, op))
-                continue
-        fence = op.fence
-        assert fence is not None
-        standing = None if standings is None else standings[fence]
-        if (standing is not None and standing.is_lost) or fence in ended:
-            outcomes[index] = LEASE_LOST
-            continue
-        is_over = standing is not None and standing.is_over
-        if isinstance(op, StartOp):
-            sets.starts.append(Start(index, op, look_only=is_over))
-            continue
-        if type(op) is not JournalOp:
-            ended.add(fence)
-        if not is_over:
-            _add(sets, op, fence)
+            elif (standings is not None and standings[op.fence].is_lost) or op.fence in ended:
+                outcomes[index] = LEASE_LOST
+            else:
+                look_only = standings is not None and standings[op.fence].is_over
+                sets.starts.append(Start(index, op, look_only=look_only))
+        elif isinstance(op, SignalOp):
+            sets.signals.append((index, op))
+        elif isinstance(op, CancelOp):
+            sets.cancels.append((index, op.workflow_id))
+        else:
+            sets.operator_retries.append((index, op.workflow_id))
     return sets
 
 
 def _add(sets: Sets, op: JournalOp | ParkOp | FinishOp | FailAttemptOp | ReleaseOp, fence: Fence) -> None:
     """Put what a valid operation writes into the sets."""
-    workflow_id, worker, epoch = fence.workflow_id, fence.worker, fence.epoch
+    workflow_id = fence.workflow_id
+    if isinstance(op, JournalOp):
+        entries = op.entries
+        for entry in entries:
+            sets.entries.append(entry_row(workflow_id, entry))
+        if op.consumed:
+            sets.read.extend([MailRow(workflow_id, mail_id) for mail_id in op.consumed])
+        if op.settled:
+            sets.settled.extend([KeyRow(workflow_id, key) for key in op.settled])
+        # The last step is read from the journal itself; the column is written when the row is written anyway.
+        lone_step = not entries and op.step is not None
+        if op.reset_counters or op.progress is not None or lone_step:
+            step = op.step if lone_step or op.progress is not None else None
+            _note(sets, ProgressRow(workflow_id, fence.worker, fence.epoch, step, op.progress, op.reset_counters))
+        return
+    worker, epoch = fence.worker, fence.epoch
     match op:
-        case JournalOp():
-            for entry in op.entries:
-                sets.entries.append(entry_row(workflow_id, entry))
-            if op.consumed:
-                sets.read.extend([MailRow(workflow_id, mail_id) for mail_id in op.consumed])
-            if op.settled:
-                sets.settled.extend([KeyRow(workflow_id, key) for key in op.settled])
-            # The last step is read from the journal itself; the column is written when the row is written anyway.
-            lone_step = op.step is not None and not op.entries
-            if op.reset_counters or op.progress is not None or lone_step:
-                step = op.step if lone_step or op.progress is not None else None
-                _note(sets, ProgressRow(workflow_id, worker, epoch, step, op.progress, op.reset_counters))
+        case FinishOp():
+            sets.finishes.append(
+                FinishRow(workflow_id, worker, epoch, op.status, op.result, op.error, op.spends_attempt)
+            )
+            if op.cancels_children:
+                sets.orphans.append(workflow_id)
         case ParkOp():
             sets.parks.append(
                 ParkRow(
@@ -281,12 +325,6 @@ def _add(sets: Sets, op: JournalOp | ParkOp | FinishOp | FailAttemptOp | Release
                 )
             )  # fmt: skip
             _keep(sets, workflow_id, op.retries)
-        case FinishOp():
-            sets.finishes.append(
-                FinishRow(workflow_id, worker, epoch, op.status, op.result, op.error, op.spends_attempt)
-            )
-            if op.cancels_children:
-                sets.orphans.append(workflow_id)
         case FailAttemptOp():
             sets.entries.extend([entry_row(workflow_id, entry) for entry in op.entries])
             sets.fails.append(FailRow(workflow_id, worker, epoch, op.error, op.backoff_us))

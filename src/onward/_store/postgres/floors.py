@@ -60,9 +60,9 @@ class Floors:
         self._found = found
         self._tasks: set[asyncio.Task[None]] = set()
 
-    def of(self, queue: str, alone: bool) -> dict[int, int] | None:
+    def of(self, queue: str, alone: bool | None) -> dict[int, int] | None:
         """Where to begin, by priority; None: at the beginning of everything."""
-        floor = self._floors.get((queue, alone))
+        floor = None if alone is None else self._floors.get((queue, alone))
         return None if floor is None else floor.times
 
     def claimed(self, queue: str, alone: bool, look: Look, count: int, limit: int) -> None:

@@ -2,7 +2,8 @@
 
 Commits of this store are told at once. For other processes a notification goes out at most every 10 ms, after the commit and on
 another connection, so that no flush waits for it; what came in between is one notification. A hint only: whoever misses it
-polls. The listener (listener.py) calls `heard` for those of others.
+polls. The listener (listener.py) calls `heard` for those of others. In poll-only mode nothing can be heard, and subscribers are
+told every second that something may have been committed.
 """
 
 from __future__ import annotations
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
     from onward._store.postgres.session import Session
 
 SPACING_S = 0.01
+POLL_S = 1.0
+"""Between two hints in poll-only mode."""
 _log = logging.getLogger("onward.store")
 
 
@@ -39,6 +42,7 @@ class Hub:
         self._last_sent = 0.0
         self._has_news = False
         self._is_closed = False
+        self._poll: asyncio.TimerHandle | None = None
 
     @property
     def has_subscribers(self) -> bool:
@@ -66,12 +70,21 @@ class Hub:
         """Add a subscriber; returns what ends it."""
         subscriber = Subscriber(loop, notify)
         self._subscribers = (*self._subscribers, subscriber)
+        if self._database.address.is_poll_only and self._poll is None:
+            self._poll = loop.call_later(POLL_S, self._poll_again, loop)
 
         def unsubscribe() -> None:
             subscriber.is_over = True
             self._subscribers = tuple(one for one in self._subscribers if one is not subscriber)
+            if not self._subscribers and self._poll is not None:
+                self._poll.cancel()
+                self._poll = None
 
         return unsubscribe
+
+    def _poll_again(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._poll = loop.call_later(POLL_S, self._poll_again, loop)
+        self.heard()
 
     async def close(self) -> None:
         """Send what is due to be sent, and nothing more."""

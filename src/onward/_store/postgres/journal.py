@@ -30,7 +30,7 @@ from onward._store.operations import (
     SignalOp,
     StartOp,
 )
-from onward._store.postgres.batch import EntryRow, SeqRow, Sets, Standing, entry_row, fence_rows, sort
+from onward._store.postgres.batch import EntryRow, Own, SeqRow, Sets, Standing, entry_row, fence_rows, own_fences, sort
 from onward._store.postgres.faults import LOCK_NOT_AVAILABLE
 from onward._store.postgres.mailbox import (
     cancel_calls,
@@ -43,7 +43,7 @@ from onward._store.postgres.mailbox import (
 )
 from onward._store.postgres.session import Refused
 from onward._store.postgres.starts import is_watching, note_starts, start_calls, watch_rows
-from onward._store.postgres.statements import Call, as_json
+from onward._store.postgres.statements import Call, Value, as_array, as_json, as_texts
 from onward._store.postgres.transfer import refuse_if_moving
 from onward.errors import StoreConflict, StoreError, TransientStoreError
 
@@ -73,19 +73,38 @@ def _was_locked(error: TransientStoreError) -> bool:
 
 async def _write_at_once(session: Session, database: Database, batch: Sequence[Op]) -> list[Outcome]:
     outcomes: list[Outcome] = [APPLIED] * len(batch)
-    sql = database.sql
-    fences, is_plain = fence_rows(batch)
+    own = own_fences(batch)
     sets = sort(batch, None, outcomes)
-    lock = sql["lock_own_or_refuse" if is_plain else "lock_or_refuse"] if fences else sql["read_clock"]
+    if own is not None and sets.are_entries_only:
+        record = database.sql["record_entries"].bind(**_fences(own), entries=as_json(sets.entries))
+        calls, place = database.whole([record])
+        database.observe((await session.run(calls, commits=True))[place][0])
+        return outcomes
     plan = _Plan(database, sets)
     head = database.opening()
-    answers = await session.run(
-        [*head, lock.bind(fences=as_json(fences)) if fences else lock.bind(), *plan.calls, sql["commit"].bind()],
-        commits=True,
-    )
+    lock = _lock(database, batch, own)
+    answers = await session.run([*head, lock, *plan.calls, database.sql["commit"].bind()], commits=True)
     database.observe(answers[len(head)])
     plan.note(answers[len(head) + 1 : -1], outcomes, retry=False)
     return outcomes
+
+
+def _fences(own: Own) -> dict[str, Value]:
+    ids = own.ids
+    return {"ids": as_texts(ids), "worker": own.worker, "epochs": as_array([own.epochs[id] for id in ids])}
+
+
+def _lock(database: Database, batch: Sequence[Op], own: Own | None) -> Call:
+    """The statement that locks what the batch needs, or refuses."""
+    sql = database.sql
+    if own is None:
+        return sql["lock_or_refuse"].bind(fences=as_json(fence_rows(batch)))
+    if not own.epochs:
+        return sql["read_clock"].bind()
+    if own.ending:
+        ends = as_array([id in own.ending for id in own.ids])
+        return sql["lock_ending_or_refuse"].bind(**_fences(own), ends=ends, ending=as_texts([*own.ending]))
+    return sql["lock_own_or_refuse"].bind(**_fences(own))
 
 
 class _Plan:
@@ -233,7 +252,7 @@ async def _look_and_write(
     """One transaction: lock, look, write what can be written. Returns the operations that are busy."""
     sql = database.sql
     ops = [batch[index] for index in rest]
-    fences, _ = fence_rows(ops)
+    fences = fence_rows(ops)
     keys = [
         SeqRow(op.fence.workflow_id, e.seq)
         for op in ops

@@ -12,13 +12,13 @@ from __future__ import annotations
 import contextlib
 import random
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import msgspec
 import psycopg
 
 from onward._store.postgres.faults import classify, is_connection_lost
-from onward._store.postgres.statements import Call, as_json
+from onward._store.postgres.statements import Call, Value, as_json
 from onward._store.records import WorkerRow
 from onward._store.verdicts import CRASH_LIMIT, CRASHED
 from onward.errors import ConfigurationError, StoreConflict
@@ -33,8 +33,14 @@ LATE_US = 1_250_000
 QUIET_US = 2_000_000
 """No worker is taken for dead by its lock if it has renewed within this time: two renewals."""
 APART_US = 1_000_000
+LOOK_US = 700_000
+"""For so long a look is good enough where nobody is suspected: renewals look, too, every second."""
 SWEEP_S = 5.0
 """Between two looks for running rows of dead or absent workers; at once after a death."""
+
+Seen: TypeAlias = tuple[int, list[tuple[str, bool, bool, int]]]
+"""The server's clock, and who is late: [id, is expired, is its lock free, renewed at]."""
+_seen = msgspec.json.Decoder(Seen)
 
 
 class PostgresLeases:
@@ -52,6 +58,9 @@ class PostgresLeases:
         self._seen_free: dict[str, tuple[int, int]] = {}
         """Of workers whose lock was seen free: (renewed_at then, when first seen)."""
         self._sweep_at = 0.0
+        self._seen: Seen | None = None
+        """What the renewal has seen that was made since the last `bury`."""
+        self._looked_at = 0
 
     def register(self, worker: WorkerRow, lease_us: int) -> None:
         """Take the lock, then insert the row: a row without its lock could look dead."""
@@ -77,10 +86,12 @@ class PostgresLeases:
 
     def renew(self, worker_id: str, lease_us: int) -> bool:
         """Extend the lease unless the worker is dead or gone."""
-        [now] = self._write("renew", self._database.sql["renew_lease"].bind(id=worker_id, lease=lease_us))
-        if now is None:
+        call = self._database.sql["renew_lease"].bind(lease=lease_us, **self._looking(worker_id))
+        [answer] = self._write("renew", call)
+        if answer is None:
             return False
-        self._database.clock.observe(int(now))
+        self._seen = _seen.decode(answer)
+        self._database.clock.observe(self._seen[0])
         return True
 
     def retire(self, worker_id: str) -> None:
@@ -90,13 +101,7 @@ class PostgresLeases:
 
     def bury(self, worker_id: str) -> int:
         """Mark the dead, release what they and absent workers held."""
-        sql = self._database.sql
-        [answer] = self._ask(
-            sql["look_for_dead"].bind(
-                id=worker_id, since=self._connected_since(), late=LATE_US, **{"class": LOCK_CLASS}
-            )
-        )
-        now, late = msgspec.json.decode(answer or b"")
+        now, late = self._news(worker_id)
         dead: list[Call] = []
         seen_free: dict[str, tuple[int, int]] = {}
         for other, is_expired, is_free, renewed_at in late:
@@ -105,7 +110,7 @@ class PostgresLeases:
                 seen_free[other] = known if known is not None and known[0] == renewed_at else (renewed_at, now)
             is_judged = is_free and now - seen_free[other][1] >= APART_US and now - renewed_at >= QUIET_US
             if is_expired or is_judged:
-                dead.append(sql["mark_dead"].bind(id=other, is_free=is_judged, renewed_at=renewed_at))
+                dead.append(self._database.sql["mark_dead"].bind(id=other, is_free=is_judged, renewed_at=renewed_at))
         self._seen_free = seen_free
         if not dead and time.monotonic() < self._sweep_at:
             return 0
@@ -129,8 +134,25 @@ class PostgresLeases:
 
     # ------------------------------------------------------------------ burial
 
+    def _news(self, worker_id: str) -> Seen:
+        """Who is late: as the renewal just made has seen it, else by a look of its own, unless there was one just now."""
+        seen, self._seen = self._seen, None
+        since_look = self._database.now_us() - self._looked_at
+        if seen is None and not self._seen_free and 0 <= since_look < LOOK_US:
+            return self._looked_at, []
+        if seen is None:
+            [answer] = self._ask(self._database.sql["look_for_dead"].bind(**self._looking(worker_id)))
+            seen = _seen.decode(answer or "")
+        self._looked_at = seen[0]
+        return seen
+
+    def _looking(self, worker_id: str) -> dict[str, Value]:
+        return {"id": worker_id, "since": self._connected_since(), "late": LATE_US, "class": LOCK_CLASS}
+
     def _sweep(self, dead: list[Call]) -> int:
         sql, probe = self._database.sql, self._database.probe
+        if not dead and self._ask(sql["look_for_orphans"].bind()) == ["false"]:
+            return 0
         with self._errors(committing=True):
             conn = self._connection()
             with conn.transaction():

@@ -35,6 +35,19 @@ def as_json(value: object) -> bytes:
     return _encode(value)
 
 
+def as_texts(values: Sequence[str]) -> bytes:
+    """Texts as one array parameter."""
+    joined = '","'.join(values)
+    if "\\" in joined or joined.count('"') != 2 * max(0, len(values) - 1):
+        joined = '","'.join([value.replace("\\", "\\\\").replace('"', '\\"') for value in values])
+    return f'{{"{joined}"}}'.encode() if values else b"{}"
+
+
+def as_array(values: Sequence[int]) -> bytes:
+    """Integers or booleans as one array parameter."""
+    return f"{{{','.join(map(str, values))}}}".encode()
+
+
 @dataclass(frozen=True, slots=True)
 class Statement:
     """A statement of one database."""

@@ -184,7 +184,7 @@ class PostgresStore(PostgresReads):
         code_version: str,
         only: Sequence[str] | None = None,
         *,
-        alone: bool = False,
+        alone: bool | None = False,
     ) -> int | None:
         """The earliest time at which a row is claimable."""
         return await claims.next_due(

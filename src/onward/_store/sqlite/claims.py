@@ -76,7 +76,7 @@ def next_due(
     code_version: str,
     only: Sequence[str] | None,
     *,
-    alone: bool,
+    alone: bool | None,
 ) -> int | None:
     """The earliest time at which a row is claimable."""
     params = {

@@ -42,12 +42,9 @@ class Database:
         self.name = str(path)
         self.probe: Probe = probe or _no_probe
         self.shared = shared_file(path)
-        self._clock = SteadyClock(clock)
-        self._busy_s = busy_s
-
-    def now_us(self) -> int:
+        self.now_us = SteadyClock(clock).now_us
         """The database's time: this machine's, never falling."""
-        return self._clock.now_us()
+        self._busy_s = busy_s
 
     def connect_writer(self, *, create: bool = False) -> sqlite3.Connection:
         """A connection for `transaction`, in WAL mode: it does not wait for locks by itself, `begin` does."""
@@ -66,7 +63,7 @@ class Database:
             )
         return conn
 
-    def patiently(self, action: Callable[[], T]) -> T:
+    def patiently(self, action: Callable[[], T], *, committing: bool = False) -> T:
         """Try until no other process is in the way, or for as long as `busy_s`; raises StoreError.
 
         SQLite's own busy handler sleeps up to 100 ms between two looks, in which a busy other process takes the lock
@@ -80,9 +77,54 @@ class Database:
             except sqlite3.Error as error:
                 code = getattr(error, "sqlite_errorcode", 0) & 0xFF
                 if code != sqlite3.SQLITE_BUSY or time.monotonic() > give_up_at:
-                    raise classify(error, database=self.name) from error
+                    raise classify(error, database=self.name, committing=committing) from error
             time.sleep(pause_s * (0.5 + random.random()))
             pause_s = min(pause_s * 1.5, 0.004)
+
+    def statement(
+        self,
+        conn: sqlite3.Connection,
+        point: str,
+        body: Callable[[sqlite3.Connection, int], T],
+        *,
+        is_news: bool = True,
+    ) -> T:
+        """Run `body(conn, now)`, which executes one statement in autocommit: `transaction` in a single call into SQLite.
+
+        The statement takes the write lock first and commits last. Raises StoreError; where an I/O error came up, nobody knows
+        whether it has committed.
+        """
+        with self.shared.mutex:
+            self.probe(f"{point}:before-commit")
+            result = self.patiently(lambda: body(conn, self.now_us()), committing=True)
+        self.probe(f"{point}:after-commit")
+        self.shared.hub.publish(is_news=is_news)
+        return result
+
+    def statement_now(
+        self,
+        conn: sqlite3.Connection,
+        point: str,
+        body: Callable[[sqlite3.Connection, int], T],
+        *,
+        is_news: bool = True,
+    ) -> T | None:
+        """As `statement`, on a thread that must not wait; None, and nothing was done, if anybody else holds a lock."""
+        mutex = self.shared.mutex
+        if not mutex.enter_now():
+            return None
+        try:
+            self.probe(f"{point}:before-commit")
+            result = body(conn, self.now_us())
+        except sqlite3.Error as error:
+            if getattr(error, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_BUSY:
+                return None
+            raise classify(error, database=self.name, committing=True) from error
+        finally:
+            mutex.__exit__(None, None, None)
+        self.probe(f"{point}:after-commit")
+        self.shared.hub.publish(is_news=is_news)
+        return result
 
     def begin(self, conn: sqlite3.Connection) -> None:
         """Take the file's write lock, in turns with other processes; raises StoreError."""

@@ -78,12 +78,17 @@ def _library(processes: int) -> Finding:
     data = {"sqlite": version, "worker_processes": processes, "has_wal_reset_bug": has_wal_reset_bug()}
     if not has_wal_reset_bug():
         return Finding(check="sqlite", level="ok", text=f"SQLite {version}", data=data)
+    if processes < 2:
+        text = (
+            f"SQLite {version}, fit for one process that writes ({counted(processes, 'worker process')} now); two of them, "
+            "clients included, could meet its WAL-reset bug (below 3.51.3)"
+        )
+        return Finding(check="sqlite", level="ok", text=text, data=data)
     return Finding(
         check="sqlite",
-        level="warn" if processes > 1 else "ok",
+        level="warn",
         text=f"SQLite {version} has the WAL-reset bug (below 3.51.3): two processes that write in the same instant can, very "
-        f"rarely, damage the file; {counted(processes, 'worker process')} {'is' if processes == 1 else 'are'} on it now, and "
-        "clients in other processes count too",
+        f"rarely, damage the file; {processes} worker processes are on it now, and clients in other processes count too",
         cure="use a Python with SQLite 3.51.3 or newer, or let one process write: a client beside a Worker in it",
         data=data,
     )

@@ -35,6 +35,13 @@ class FairMutex:
             self._waiting.append(turn)
         turn.acquire()
 
+    def enter_now(self) -> bool:
+        """Enter, if that needs no waiting; leave by `__exit__`."""
+        with self._guard:
+            is_free = not self._is_held
+            self._is_held = True
+            return is_free
+
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:

@@ -6,7 +6,6 @@ The seed is the token of one very start: a start repeated after an unknown commi
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import msgspec
 
@@ -19,8 +18,7 @@ from onward._store.statements import json_text, load_statements
 SQL = load_statements("onward._store.sqlite", "starts")
 
 
-@dataclass(frozen=True, slots=True)
-class Start:
+class Start(msgspec.Struct, frozen=True):
     """A StartOp at its place in the batch; `look_only` where its parent's execution is over already."""
 
     index: int
@@ -28,22 +26,25 @@ class Start:
     look_only: bool = False
 
 
-@dataclass(slots=True)
-class _Known:
+class _Known(msgspec.Struct, array_like=True, gc=False):
     """A row that has the id, present before or put there by this batch."""
 
+    id: str
     type: str
     digest: str
     seed: str
     parent_id: str | None
-    status: str
+    status: str = "pending"
+
+
+_found = msgspec.json.Decoder(list[_Known])
 
 
 def start_workflows(starts: Sequence[Start], outcomes: list[Outcome], wakes: Wakes, now: int) -> Script[None]:
     """Insert what is new, answer every start, and arrange that parents hear of children that are not theirs."""
-    ids = json_text(list(dict.fromkeys(start.op.workflow.id for start in starts)))
+    ids = json_text([start.op.workflow.id for start in starts])
     [[text]] = yield SQL["find_starts"], {"ids": ids}
-    known = {row[0]: _Known(*row[1:]) for row in msgspec.json.decode(text)}
+    known = {row.id: row for row in _found.decode(text)}
     fresh: list[NewWorkflow] = []
     waiters: list[tuple[str, str]] = []
     ended: list[tuple[str, str]] = []
@@ -54,20 +55,20 @@ def start_workflows(starts: Sequence[Start], outcomes: list[Outcome], wakes: Wak
             if start.look_only:
                 outcomes[start.index] = LEASE_LOST
                 continue
-            row = known[new.id] = _Known(new.type, new.digest, new.seed, new.parent_id, "pending")
+            row = known[new.id] = _Known(new.id, new.type, new.digest, new.seed, new.parent_id)
             fresh.append(new)
-        if (row.type, row.digest) != (new.type, new.digest):
+        elif row.type != new.type or row.digest != new.digest:
             outcomes[start.index] = IdConflict(new.id, row.type)
             continue
         outcomes[start.index] = Started(new.id, row.seed == new.seed, row.parent_id, row.status)
-        if start.op.fence is not None and not start.look_only:
-            parent = start.op.fence.workflow_id
-            if row.status in FINAL and start.op.watch:
-                ended.append((parent, new.id))
-            elif row.parent_id != parent and start.op.watch:
-                waiters.append((new.id, parent))
+        fence = start.op.fence
+        if fence is not None and start.op.watch and not start.look_only:
+            if row.status in FINAL:
+                ended.append((fence.workflow_id, new.id))
+            elif row.parent_id != fence.workflow_id:
+                waiters.append((new.id, fence.workflow_id))
     if fresh:
-        yield SQL["insert_workflows"], {"rows": json_text([_new_row(new) for new in fresh]), "now": now}
+        yield SQL["insert_workflows"], {**_new_rows(fresh), "now": now}
     if waiters:
         yield SQL["insert_waiters"], {"rows": json_text(waiters), "now": now}
     if ended:
@@ -76,8 +77,14 @@ def start_workflows(starts: Sequence[Start], outcomes: list[Outcome], wakes: Wak
             wakes.child_ended(parent, is_urgent=True)
 
 
-def _new_row(n: NewWorkflow) -> tuple[object, ...]:
-    return (
-        n.id, n.type, n.payload, n.digest, n.seed, n.queue, n.priority, n.partition, n.tags, n.max_attempts,
-        n.delay_us, n.run_at, n.timeout_us, n.parent_id,
-    )  # fmt: skip
+def _new_rows(fresh: Sequence[NewWorkflow]) -> dict[str, str]:
+    """The rows, and apart from them what most of a batch have in common, so that it is read only once."""
+    kinds: dict[tuple[object, ...], int] = {}
+    rows: list[tuple[int, str, str, str, str]] = []
+    for n in fresh:
+        kind = (
+            n.type, n.queue, n.priority, n.partition, n.tags, n.max_attempts, n.delay_us, n.run_at, n.timeout_us,
+            n.parent_id,
+        )  # fmt: skip
+        rows.append((kinds.setdefault(kind, len(kinds)), n.id, n.payload, n.digest, n.seed))
+    return {"kinds": json_text(list(kinds)), "rows": json_text(rows)}

@@ -15,11 +15,11 @@ from typing import TypeVar, cast
 
 from onward._store.base import Clock
 from onward._store.diagnosis import Diagnosis, Removal
-from onward._store.operations import LEASE_LOST, Fence, JournalOp, Op, Outcome
+from onward._store.operations import APPLIED, LEASE_LOST, Fence, JournalOp, Op, Outcome
 from onward._store.pruning import PruneBatch, PruneRequest
 from onward._store.records import Claimed, ClaimRequest, Inbox, Loaded
 from onward._store.scripts import Script
-from onward._store.sqlite import claims, diagnosis, mailbox, migrations, pruning, removal
+from onward._store.sqlite import claims, diagnosis, flush, mailbox, migrations, pruning, removal
 from onward._store.sqlite.connection import absolute, check_file_system, check_place, check_version, connect
 from onward._store.sqlite.database import Database, Probe
 from onward._store.sqlite.journal import apply_batch
@@ -42,13 +42,13 @@ class SqliteStore(SqliteReads):
     def __init__(self, path: str | Path, *, clock: Clock | None = None, probe: Probe | None = None) -> None:
         self._database = Database(absolute(path), clock=clock, probe=probe)
         self.url = url_of(self._database)
+        self.now_us = self._database.now_us  # asked several times for each step
         self._loop: asyncio.AbstractEventLoop | None = None
         self._ends: set[Callable[[], None]] = set()
-        self._create_file = False
+        self._create_file = self._is_ready = False
         name = self._database.name
-        self._writer = JobThreads(
-            "onward-writer", name, 1, lambda: self._database.connect_writer(create=self._create_file)
-        )
+        self._writer = JobThreads("onward-writer", name, 1, self._connect_writer)
+        self._flushes = flush.Flushes(self._database, self._writer)
         self._readers = JobThreads("onward-reader", name, READERS, lambda: connect(self._database.path, read_only=True))
 
     # --- life ---
@@ -66,11 +66,22 @@ class SqliteStore(SqliteReads):
         try:
             if not migrate:  # a file that is not ours is left exactly as it is, its journal mode included
                 await self._readers.call(lambda conn: ensure_schema(conn, self._database, migrate=False))
-            await self._writer.call(lambda conn: ensure_schema(conn, self._database, migrate=migrate))
+            await self._writer.call(lambda conn: self._make_ready(conn, migrate=migrate))
         except BaseException:
             await self.close()
             raise
         self._create_file = False
+        self._is_ready = True
+
+    def _connect_writer(self) -> sqlite3.Connection:
+        conn = self._database.connect_writer(create=self._create_file)
+        if self._is_ready:
+            flush.install(conn)
+        return conn
+
+    def _make_ready(self, conn: sqlite3.Connection, *, migrate: bool) -> None:
+        ensure_schema(conn, self._database, migrate=migrate)
+        flush.install(conn)
 
     async def close(self) -> None:
         """Close every connection and thread; idempotent."""
@@ -78,10 +89,6 @@ class SqliteStore(SqliteReads):
             end()
         await self._writer.close()
         await self._readers.close()
-
-    def now_us(self) -> int:
-        """This machine's clock, never falling: it is the database's."""
-        return self._database.now_us()
 
     def check_caller(self) -> None:
         """A transactional body holds this file's only writer."""
@@ -97,6 +104,10 @@ class SqliteStore(SqliteReads):
         """Apply the operations in one transaction."""
         if not batch:
             return []
+        refuse_inside_step(self._database.path)
+        plain = None if retry else flush.prepare(batch)
+        if plain is not None and await self._flushes.write(plain):
+            return [APPLIED] * len(batch)
 
         def apply(conn: sqlite3.Connection, now: int) -> list[Outcome]:
             outcomes = apply_batch(conn, batch, retry=retry, now=now)
@@ -185,7 +196,7 @@ class SqliteStore(SqliteReads):
         code_version: str,
         only: Sequence[str] | None = None,
         *,
-        alone: bool = False,
+        alone: bool | None = False,
     ) -> int | None:
         """The earliest time at which a row is claimable."""
         return await self._readers.call(

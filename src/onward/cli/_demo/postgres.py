@@ -17,7 +17,9 @@ import psycopg
 from psycopg import sql
 
 from onward._store.postgres.address import parse_address
+from onward._store.postgres.faults import classify
 from onward.cli._demo.place import Found
+from onward.errors import ConfigurationError
 
 CLOCK_SLACK_US = 500_000
 """Instants in the journal are a lower bound of the server's clock, which a worker knows as well as the network lets it."""
@@ -89,6 +91,24 @@ class PostgresSchema:
     def _psql(self, statement: str) -> str:
         base, _, query = self.shown.partition("?")
         return f"psql {shlex.quote(_joined(base, query))} -c {shlex.quote(statement)}"
+
+
+def check_server(url: str) -> None:
+    """Raise StoreError where the server is not to be reached, ConfigurationError where this user may not make a schema."""
+    address = parse_address(url)
+    try:
+        with psycopg.connect(**address.parameters, prepare_threshold=None) as database:  # type: ignore[arg-type]
+            row = database.execute(
+                "SELECT current_user, current_database(), has_database_privilege(current_database(), 'CREATE')"
+            ).fetchone()
+    except psycopg.Error as error:
+        raise classify(error, database=address.url) from error
+    assert row is not None
+    if not row[2]:
+        raise ConfigurationError(
+            f"{address.url}: {row[0]} may not create schemas, and the demo makes some; "
+            f"run as the owner: GRANT CREATE ON DATABASE {row[1]} TO {row[0]}"
+        )
 
 
 def fresh_schema(url: str) -> PostgresSchema:

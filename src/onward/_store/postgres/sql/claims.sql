@@ -7,6 +7,12 @@
 AND w.type = ANY (ARRAY(SELECT json_array_elements_text(:types)))
 AND (w.version IS NULL OR split_part(w.version, '/', 1)::integer <= :format)
 
+-- name: fragment_foreseen
+-- The same to look ahead; alone: whether of rows in quarantine, of others, or (null) of all.
+coalesce((w.crashes >= 2) = :alone, true)
+AND w.type = ANY (ARRAY(SELECT json_array_elements_text(:types)))
+AND (w.version IS NULL OR split_part(w.version, '/', 1)::integer <= :format)
+
 -- name: fragment_fits
 (w.diverged_by IS NULL OR coalesce((w.diverged_by ->> :code_version)::bigint, 0) <= onward.us((SELECT t.now FROM t)))
 
@@ -100,7 +106,7 @@ WITH t AS MATERIALIZED (SELECT {now} AS now)
 SELECT onward.us(min((
     SELECT w.next_run_at FROM onward.workflows AS w
     WHERE w.queue = :queue AND w.priority = e.key::integer AND w.next_run_at >= onward.at(e.value::bigint)
-      AND {claimable} AND (w.next_run_at > (SELECT t.now FROM t) OR {fits})
+      AND {foreseen} AND (w.next_run_at > (SELECT t.now FROM t) OR {fits})
     ORDER BY w.next_run_at, w.id LIMIT 1)))
 FROM json_each_text(:floors) AS e (key, value);
 
@@ -145,7 +151,7 @@ WITH RECURSIVE t AS MATERIALIZED (SELECT {now} AS now), p (queue, priority) AS (
 SELECT onward.us(min((
     SELECT w.next_run_at FROM onward.workflows AS w
     WHERE w.queue = p.queue AND w.priority = p.priority AND w.next_run_at IS NOT NULL
-      AND {claimable} AND (w.next_run_at > (SELECT t.now FROM t) OR {fits})
+      AND {foreseen} AND (w.next_run_at > (SELECT t.now FROM t) OR {fits})
     ORDER BY w.next_run_at, w.id LIMIT 1)))
 FROM p WHERE p.priority IS NOT NULL;
 
@@ -156,7 +162,7 @@ WITH t AS MATERIALIZED (SELECT {now} AS now)
 SELECT min((w.diverged_by ->> :code_version)::bigint) FROM onward.workflows AS w
 WHERE w.diverged_by IS NOT NULL AND w.next_run_at <= (SELECT t.now FROM t)
   AND (w.diverged_by ->> :code_version)::bigint > onward.us((SELECT t.now FROM t))
-  AND w.queue = ANY (ARRAY(SELECT json_array_elements_text(:queues))) AND {claimable};
+  AND w.queue = ANY (ARRAY(SELECT json_array_elements_text(:queues))) AND {foreseen};
 
 -- name: next_due_only
 WITH t AS MATERIALIZED (SELECT {now} AS now)
@@ -165,7 +171,7 @@ SELECT min(CASE WHEN w.diverged_by IS NULL OR w.next_run_at > (SELECT t.now FROM
     THEN greatest(onward.us(w.next_run_at), (w.diverged_by ->> :code_version)::bigint)
     ELSE onward.us(w.next_run_at) END)
 FROM json_array_elements_text(:only) AS i (id) JOIN onward.workflows AS w ON w.id = ANY (ARRAY[i.id])
-WHERE w.next_run_at IS NOT NULL AND w.queue = ANY (ARRAY(SELECT json_array_elements_text(:queues))) AND {claimable};
+WHERE w.next_run_at IS NOT NULL AND w.queue = ANY (ARRAY(SELECT json_array_elements_text(:queues))) AND {foreseen};
 
 -- name: release_not_held
 -- Running rows of a worker other than the (id, epoch) it holds, by the index of held rows. The epoch rises, so that a write of

@@ -3,10 +3,13 @@
 
 -- name: fragment_tell_ends
 -- ended [id, parent_id, signals, status, result, error, n] → mail and wakes; a reader that ends in this very statement gets none.
-told AS MATERIALIZED (
+watched AS MATERIALIZED (
+    SELECT t.target, t.waiter AS reader, e.n, e.status, e.result, e.error
+    FROM ended AS e JOIN onward.waiters AS t ON t.target = ANY (ARRAY[e.id])
+), told AS MATERIALIZED (
     SELECT e.parent_id AS reader, e.n, e.id, e.status, e.result, e.error FROM ended AS e WHERE e.parent_id IS NOT NULL
     UNION ALL
-    SELECT t.waiter, e.n, e.id, e.status, e.result, e.error FROM ended AS e JOIN onward.waiters AS t ON t.target = ANY (ARRAY[e.id])
+    SELECT x.reader, x.n, x.target, x.status, x.result, x.error FROM watched AS x
 ), live AS MATERIALIZED (
     SELECT t.* FROM told AS t JOIN onward.workflows AS p ON p.id = ANY (ARRAY[t.reader])
     WHERE p.status IN ('pending', 'running', 'waiting') AND p.id NOT IN (SELECT e.id FROM ended AS e)
@@ -15,11 +18,11 @@ told AS MATERIALIZED (
     INSERT INTO onward.mailbox (workflow_id, kind, name, payload, error, created_at)
     SELECT l.reader, 'child', l.id, l.result, l.error, {now} FROM live AS l
 ), unwatched AS (
-    DELETE FROM onward.waiters AS t USING ended AS e WHERE t.target = ANY (ARRAY[e.id])
+    DELETE FROM onward.waiters AS t WHERE t.target = ANY (ARRAY(SELECT x.target FROM watched AS x))
 ), unread AS (
     DELETE FROM onward.mailbox AS m USING ended AS e WHERE e.signals > 0 AND m.workflow_id = ANY (ARRAY[e.id])
 ), untried AS (
-    DELETE FROM onward.step_retries AS r USING ended AS e WHERE r.workflow_id = ANY (ARRAY[e.id])
+    DELETE FROM onward.step_retries AS r WHERE r.workflow_id = ANY (ARRAY(SELECT e.id FROM ended AS e))
 ), p AS (
     SELECT l.reader AS id, count(*)::integer AS signals, count(*)::integer AS ends, bool_or(l.status <> 'completed') AS urgent,
            false AS forced

@@ -41,15 +41,33 @@ WITH {wanted}, locked AS MATERIALIZED (
 SELECT CASE WHEN (SELECT count(*) FROM locked WHERE fences = 0 OR (fences = 1 AND is_held)) = (SELECT count(*) FROM wanted)
             THEN onward.us({now}) ELSE onward.refuse() END;
 
--- name: lock_own_or_refuse
--- The same for a batch that ends nothing and wakes nobody; its fences are of different workflows.
-WITH f AS MATERIALIZED (
-    SELECT * FROM json_to_recordset(:fences) AS f (id text, worker text, epoch integer)
-), locked AS MATERIALIZED (
-    SELECT f.worker = w.worker AND f.epoch = w.epoch AS is_held
-    FROM f JOIN onward.workflows AS w ON w.id = ANY (ARRAY[f.id]) ORDER BY w.id FOR UPDATE OF w SKIP LOCKED
+-- name: fragment_own
+-- Own rows as one walk along the primary key: `ids` in its order, `epochs` beside them. A row that is gone, locked by somebody or
+-- another worker's is missing, so that the epochs do not match.
+locked AS MATERIALIZED (
+    SELECT w.epoch, w.parent_id FROM onward.workflows AS w
+    WHERE w.id = ANY (:ids::text[]) AND w.worker = :worker ORDER BY w.id FOR UPDATE SKIP LOCKED
 )
-SELECT CASE WHEN (SELECT count(*) FROM locked WHERE is_held) = (SELECT count(*) FROM f)
+
+-- name: lock_own_or_refuse
+-- The same for executions of one worker that end nothing and wake nobody.
+WITH {own}
+SELECT CASE WHEN (SELECT array_agg(l.epoch) FROM locked AS l) = :epochs::integer[] THEN onward.us({now}) ELSE onward.refuse() END;
+
+-- name: lock_ending_or_refuse
+-- The same where some of them end (`ends`, beside the ids; `ending`, the ids of those), so that whoever hears of it is wanted, too.
+WITH {own}, readers AS MATERIALIZED (
+    SELECT l.parent_id AS id FROM (SELECT l.parent_id, row_number() OVER () AS n FROM locked AS l) AS l
+    WHERE l.parent_id IS NOT NULL AND (:ends::boolean[])[l.n]
+    UNION
+    SELECT t.waiter FROM onward.waiters AS t WHERE t.target = ANY (:ending::text[])
+), wanted AS MATERIALIZED (
+    SELECT w.id FROM readers AS r JOIN onward.workflows AS w ON w.id = ANY (ARRAY[r.id])
+), woken AS MATERIALIZED (
+    SELECT w.id FROM onward.workflows AS w WHERE w.id = ANY (ARRAY(SELECT n.id FROM wanted AS n)) ORDER BY w.id FOR UPDATE SKIP LOCKED
+)
+SELECT CASE WHEN (SELECT array_agg(l.epoch) FROM locked AS l) = :epochs::integer[]
+             AND (SELECT count(*) FROM woken) = (SELECT count(*) FROM wanted)
             THEN onward.us({now}) ELSE onward.refuse() END;
 
 -- name: lock_rows
@@ -72,12 +90,26 @@ SELECT coalesce(json_agg(json_build_array(
 FROM json_to_recordset(:entries) AS e (w text, s integer)
 JOIN onward.journal AS j ON j.workflow_id = ANY (ARRAY[e.w]) AND j.seq = e.s;
 
+-- name: fragment_entries
+json_to_recordset(:entries) AS e (
+    w text, s integer, k text, t text, f bigint, r text, e text, d text, a text, n integer, b bigint)
+
 -- name: insert_entries
 INSERT INTO onward.journal
     (workflow_id, seq, key, kind, finished_at, result, error, digest, arguments, tries, started_at)
-SELECT e.w, e.s, e.k, e.t, onward.at(e.f), e.r::json, e.e::json, e.d, e.a, e.n, onward.at(e.b)
-FROM json_to_recordset(:entries) AS e (
-    w text, s integer, k text, t text, f bigint, r text, e text, d text, a text, n integer, b bigint);
+SELECT e.w, e.s, e.k, e.t, onward.at(e.f), e.r::json, e.e::json, e.d, e.a, e.n, onward.at(e.b) FROM {entries};
+
+-- name: record_entries
+-- The lock, the fences and the entries in one statement, which is then a transaction of its own.
+WITH {own}, held AS MATERIALIZED (
+    SELECT CASE WHEN (SELECT array_agg(l.epoch) FROM locked AS l) = :epochs::integer[] THEN onward.us({now}) ELSE onward.refuse() END
+        AS now
+), recorded AS (
+    INSERT INTO onward.journal
+        (workflow_id, seq, key, kind, finished_at, result, error, digest, arguments, tries, started_at)
+    SELECT e.w, e.s, e.k, e.t, onward.at(e.f), e.r::json, e.e::json, e.d, e.a, e.n, onward.at(e.b) FROM held CROSS JOIN {entries}
+)
+SELECT h.now FROM held AS h;
 
 -- name: strike_entries
 UPDATE onward.journal AS j SET struck = true

@@ -17,18 +17,20 @@ SELECT :id, :name, :host, :pid, :queues, :types, :code_version, t.now, t.now, t.
 FROM (SELECT {now} AS now) AS t;
 
 -- name: renew_lease
--- [clock]; nothing where the worker is dead or gone.
-UPDATE onward.workers AS k SET renewed_at = t.now, expires_at = t.now + :lease * interval '1 microsecond'
-FROM (SELECT {now} AS now) AS t WHERE k.id = :id AND NOT k.is_dead
-RETURNING onward.us(t.now);
+-- [clock, as in look_for_dead]; nothing where the worker is dead or gone.
+WITH {late}, renewed AS (
+    UPDATE onward.workers AS k SET renewed_at = t.now, expires_at = t.now + :lease * interval '1 microsecond'
+    FROM t WHERE k.id = :id AND NOT k.is_dead RETURNING 1
+)
+SELECT {seen} FROM renewed;
 
 -- name: retire_worker
 DELETE FROM onward.workers WHERE id = :id;
 
--- name: look_for_dead
+-- name: fragment_late
 -- Other workers that may be dead: [clock, [[id, is expired, may be judged by its lock, renewed_at]]]. A lock that is free is a
 -- suspicion only, and none while the server, or this connection, is younger than a lease: a restart frees all locks.
-WITH t AS MATERIALIZED (SELECT {now} AS now), held AS MATERIALIZED (
+t AS MATERIALIZED (SELECT {now} AS now), held AS MATERIALIZED (
     SELECT l.objid::bigint AS key FROM pg_locks AS l
     WHERE l.locktype = 'advisory' AND l.classid = :class::bigint::oid AND l.objsubid = 2
       AND l.database = (SELECT d.oid FROM pg_database AS d WHERE d.datname = current_database())
@@ -42,9 +44,14 @@ WITH t AS MATERIALIZED (SELECT {now} AS now), held AS MATERIALIZED (
     FROM onward.workers AS k, t
     WHERE k.id <> :id AND NOT k.is_dead AND k.renewed_at < t.now - :late * interval '1 microsecond'
 )
-SELECT json_build_array(
+
+-- name: fragment_seen
+json_build_array(
     (SELECT onward.us(t.now) FROM t),
-    (SELECT coalesce(json_agg(json_build_array(l.id, l.is_expired, l.is_free, l.renewed_at)), '[]') FROM late AS l));
+    (SELECT coalesce(json_agg(json_build_array(l.id, l.is_expired, l.is_free, l.renewed_at)), '[]') FROM late AS l))
+
+-- name: look_for_dead
+WITH {late} SELECT {seen};
 
 -- name: mark_dead
 -- One winner: under the row's lock it is still expired, or has not been renewed since its lock was seen free.
@@ -55,10 +62,9 @@ RETURNING 1;
 -- name: forget_dead
 DELETE FROM onward.workers WHERE is_dead AND expires_at < {now} - interval '7 days';
 
--- name: release_orphans
--- Running rows whose worker is dead or absent: given back, or counted for the last time. Skips from id to id in the index of held
--- rows; rows that a last flush still holds are left for the next sweep. [how many given back, ids crashed too often]
-WITH RECURSIVE k (worker) AS (
+-- name: fragment_gone
+-- gone [worker]: workers that are dead or absent and have running rows. Skips from id to id in the index of held rows.
+k (worker) AS (
     SELECT (SELECT w.worker FROM onward.workflows AS w WHERE w.status = 'running' ORDER BY w.worker LIMIT 1)
     UNION ALL
     SELECT (SELECT w.worker FROM onward.workflows AS w WHERE w.status = 'running' AND w.worker > k.worker
@@ -67,7 +73,16 @@ WITH RECURSIVE k (worker) AS (
 ), gone AS MATERIALIZED (
     SELECT k.worker FROM k WHERE k.worker IS NOT NULL
       AND NOT EXISTS (SELECT 1 FROM onward.workers AS a WHERE a.id = k.worker AND NOT a.is_dead)
-), found AS MATERIALIZED (
+)
+
+-- name: look_for_orphans
+-- Whether there are any: most looks need no transaction.
+WITH RECURSIVE {gone} SELECT EXISTS (SELECT FROM gone);
+
+-- name: release_orphans
+-- Running rows whose worker is dead or absent: given back, or counted for the last time. Rows that a last flush still holds are
+-- left for the next sweep. [how many given back, ids crashed too often]
+WITH RECURSIVE {gone}, found AS MATERIALIZED (
     SELECT w.id, w.crashes FROM gone AS g JOIN onward.workflows AS w ON w.status = 'running' AND w.worker = g.worker
     ORDER BY w.id FOR UPDATE OF w SKIP LOCKED
 ), released AS (

@@ -54,7 +54,8 @@ DELETE FROM onward.mailbox AS m USING json_array_elements_text(:ids) AS i (id) W
 DELETE FROM onward.waiters AS t USING json_array_elements_text(:ids) AS i (id) WHERE t.target = ANY (ARRAY[i.id]);
 
 -- name: delete_waiting
-DELETE FROM onward.waiters AS t USING json_array_elements_text(:ids) AS i (id) WHERE t.waiter = ANY (ARRAY[i.id]);
+DELETE FROM onward.waiters AS t USING json_array_elements_text(:ids) AS i (id)
+WHERE t.waiter = ANY (ARRAY[i.id]) AND t.waiter > '';
 
 -- name: delete_step_retries
 DELETE FROM onward.step_retries AS r USING json_array_elements_text(:ids) AS i (id) WHERE r.workflow_id = ANY (ARRAY[i.id]);

@@ -77,6 +77,7 @@ SELECT json_group_array(json_array(
 FROM json_each(:ids) AS i CROSS JOIN onward_workflows AS w WHERE w.id = i.value;
 
 -- name: next_due
+-- alone: whether of rows in quarantine, of others, or (null) of all.
 WITH RECURSIVE p (queue, priority) AS (
     SELECT q.value, (SELECT min(w.priority) FROM onward_workflows AS w WHERE w.queue = q.value AND w.next_run_at IS NOT NULL)
     FROM json_each(:queues) AS q
@@ -88,7 +89,7 @@ WITH RECURSIVE p (queue, priority) AS (
 SELECT min((
     SELECT w.next_run_at FROM onward_workflows AS w
     WHERE w.queue = p.queue AND w.priority = p.priority AND w.next_run_at IS NOT NULL
-      AND (w.crashes >= 2) = :alone
+      AND coalesce((w.crashes >= 2) = :alone, true)
       AND w.type IN (SELECT value FROM json_each(:types))
       AND (w.version IS NULL OR CAST(w.version AS INTEGER) <= :format)
       AND (w.diverged_by IS NULL OR w.next_run_at > :now OR NOT EXISTS (
@@ -102,7 +103,7 @@ FROM p WHERE p.priority IS NOT NULL;
 SELECT min(d.value) FROM onward_workflows AS w CROSS JOIN json_each(w.diverged_by) AS d
 WHERE w.diverged_by IS NOT NULL AND w.next_run_at <= :now AND d.key = :code_version AND d.value > :now
   AND +w.queue IN (SELECT value FROM json_each(:queues))
-  AND (w.crashes >= 2) = :alone
+  AND coalesce((w.crashes >= 2) = :alone, true)
   AND w.type IN (SELECT value FROM json_each(:types)) AND (w.version IS NULL OR CAST(w.version AS INTEGER) <= :format);
 
 -- name: next_due_only
@@ -110,7 +111,7 @@ SELECT min(CASE WHEN w.diverged_by IS NULL OR w.next_run_at > :now THEN w.next_r
     SELECT d.value FROM json_each(w.diverged_by) AS d WHERE d.key = :code_version AND d.value > :now), 0)) END)
 FROM json_each(:only) AS i CROSS JOIN onward_workflows AS w
 WHERE w.id = i.value AND w.next_run_at IS NOT NULL AND w.queue IN (SELECT value FROM json_each(:queues))
-  AND (w.crashes >= 2) = :alone
+  AND coalesce((w.crashes >= 2) = :alone, true)
   AND w.type IN (SELECT value FROM json_each(:types)) AND (w.version IS NULL OR CAST(w.version AS INTEGER) <= :format);
 
 -- name: not_held

@@ -1,6 +1,7 @@
 -- oldest library: 0.1.0
 -- Payloads are of type json: exact as they were written, and queryable. Users query these tables: keep them plain and stable.
--- fillfactor leaves room on the page for new versions of a row; autovacuum comes by absolute numbers, because a share of a
+-- fillfactor leaves room on the page for new versions of a row, and what a claim and an end change stands last in the row: the log
+-- then holds little more than the change. autovacuum comes by absolute numbers, because a share of a
 -- large table is far too many dead rows for the ends of the indexes that every claim walks.
 
 CREATE FUNCTION onward.us(at timestamptz) RETURNS bigint LANGUAGE sql STABLE PARALLEL SAFE
@@ -20,41 +21,41 @@ CREATE TABLE onward.workflows (
     type                text NOT NULL,
     queue               text COLLATE "C" NOT NULL,
     priority            integer NOT NULL,
+    max_attempts        integer NOT NULL,
+    run                 integer NOT NULL DEFAULT 0,
+    created_at          timestamptz NOT NULL,
+    timeout_us          bigint,
+    partition           text,
+    parent_id           text COLLATE "C",
+    digest              text NOT NULL,
+    seed                text NOT NULL,
+    tags                json,
+    payload             json NOT NULL,
+    signals             integer NOT NULL DEFAULT 0,
+    attempts            integer NOT NULL DEFAULT 0,
+    crashes             integer NOT NULL DEFAULT 0,
+    divergences         integer NOT NULL DEFAULT 0,
+    awaited             integer,
+    wake_floor          timestamptz,
+    deadline            timestamptz,
+    cancel_requested_at timestamptz,
+    diverged_by         jsonb,
+    step                text,
+    progress            json,
+    error               json,
+    waiting_for         json,
+    version             text,
+    code_version        text,
+    started_at          timestamptz,
+    epoch               integer NOT NULL DEFAULT 0,
+    worker              text COLLATE "C" CHECK ((worker IS NOT NULL) = (status = 'running')),
     status              text NOT NULL
                         CHECK (status IN ('pending', 'running', 'waiting', 'completed', 'failed', 'cancelled')),
     next_run_at         timestamptz CHECK (next_run_at IS NULL OR status IN ('pending', 'waiting')),
-    worker              text COLLATE "C" CHECK ((worker IS NOT NULL) = (status = 'running')),
-    epoch               integer NOT NULL DEFAULT 0,
-    signals             integer NOT NULL DEFAULT 0,
-    run                 integer NOT NULL DEFAULT 0,
-    attempts            integer NOT NULL DEFAULT 0,
-    crashes             integer NOT NULL DEFAULT 0,
-    max_attempts        integer NOT NULL,
-    awaited             integer,
-    wake_floor          timestamptz,
-    divergences         integer NOT NULL DEFAULT 0,
-    diverged_by         jsonb,
-    partition           text,
-    parent_id           text COLLATE "C",
-    version             text,
-    code_version        text,
-    created_at          timestamptz NOT NULL,
-    started_at          timestamptz,
     updated_at          timestamptz NOT NULL,
     finished_at         timestamptz,
-    deadline            timestamptz,
-    timeout_us          bigint,
-    cancel_requested_at timestamptz,
-    digest              text NOT NULL,
-    seed                text NOT NULL,
-    step                text,
-    waiting_for         json,
-    tags                json,
-    progress            json,
-    result              json,
-    error               json,
-    payload             json NOT NULL
-) WITH (fillfactor = 70, autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 5000,
+    result              json
+) WITH (fillfactor = 50, autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 5000,
         autovacuum_vacuum_insert_scale_factor = 0.1, autovacuum_vacuum_insert_threshold = 10000,
         autovacuum_analyze_scale_factor = 0.05, autovacuum_analyze_threshold = 5000, autovacuum_vacuum_cost_delay = 0);
 
@@ -203,7 +204,8 @@ CREATE TABLE onward.waiters (
     PRIMARY KEY (target, waiter)
 ) WITH (autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 1000);
 
-CREATE INDEX waiters_waiting ON onward.waiters (waiter);
+-- The condition, true of every row, keeps the index out of the plans of statements that look for targets.
+CREATE INDEX waiters_waiting ON onward.waiters (waiter) WHERE waiter > '';
 
 -- Steps between two tries.
 CREATE TABLE onward.step_retries (
