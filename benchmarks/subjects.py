@@ -77,8 +77,8 @@ class Subject:
 
 
 _ONWARD = {
-    "three": Size(10_000),
-    "noop": Size(20_000),
+    "three": Size(10_000, 1_000),
+    "noop": Size(20_000, 1_000),
     "latency": Size(200),
     "latency-in-process": Size(200, options=("how=one-process",), workload="latency"),
     "long": Size(2_000),

@@ -232,7 +232,7 @@ def sleepers(database: Database, size: int, spread_s: float) -> Figures:
         worker.wait_until_ready()
         time.sleep(IDLE_S)
         idle_mb = worker.memory_mb()
-        due = time.time() + 1.0 + size / 600  # time enough for all to fall asleep before
+        due = time.time() + 1.0 + size / 1000  # time enough for all to fall asleep before
         enqueued_s = start_all(database, (flows.sleeper.bind(due + spread_s * n / size) for n in range(size)))
         wait_for(database, f"waiting_for IS NOT NULL OR {COMPLETED}", size, worker)
         awake = database.count(COMPLETED)

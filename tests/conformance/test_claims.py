@@ -160,8 +160,11 @@ async def test_a_row_that_crashed_twice_is_claimed_alone_only(world: World) -> N
     await crash(world, 2)
     assert (await row(store)).crashes == 2
     assert await store.next_due(["default"], ["flow"], "c1", alone=True) == (await row(store)).next_run_at
+    assert await store.next_due(["default"], ["flow"], "c1", alone=None) == T0 - 1
     assert [one.id for one in await store.claim(request())] == ["b"]
     assert await store.next_due(["default"], ["flow"], "c1") is None
+    assert await store.next_due(["default"], ["flow"], "c1", alone=None) == (await row(store)).next_run_at
+    assert await store.next_due(["default"], ["flow"], "c1", only=["a"], alone=None) == (await row(store)).next_run_at
     assert [(one.id, one.crashes) for one in await store.claim(request(alone=True))] == [("a", 2)]
 
 

@@ -27,7 +27,8 @@ TEXTS["step's commit"] = "^COMMIT$"
 WORKERS_STATEMENTS = {
     "claim": ("claim_due", 1),  # the first one asks for rows that must run alone
     "first entry": ("record_entries", 0),
-    "later entry": ("record_entries", 5),
+    "later entry": ("record_entries", 1),
+    "entry with more": ("insert_entries", 1),
     "park": ("park_rows", 0),
     "later park": ("park_rows", 2),
     "retry": ("upsert_retries", 0),

@@ -155,7 +155,9 @@ def test_using_gives_a_copy() -> None:
     second = first.using(queue="q", delay=5, partition="p/1", max_attempts=7)
     assert child.options == StartOptions()
     assert first.options == StartOptions(id="a", tags=(("a", "2"), ("b", "1")), timeout_s=3600.0)
-    assert second.options == msgspec.structs.replace(first.options, queue="q", delay_s=5.0, partition="p/1", max_attempts=7)
+    assert second.options == msgspec.structs.replace(
+        first.options, queue="q", delay_s=5.0, partition="p/1", max_attempts=7
+    )
     assert second.spec is child.spec
 
 

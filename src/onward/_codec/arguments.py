@@ -117,7 +117,8 @@ class ArgumentsCodec:
         else:
             if not kwargs and len(args) <= len(self._names):  # the plain case, without a further call
                 try:
-                    data = _canonical(dict(zip(self._names, args, strict=False)))
+                    bound = {self._names[0]: args[0]} if len(args) == 1 else dict(zip(self._names, args, strict=False))
+                    data = _canonical(bound)
                 except (TypeError, ValueError):
                     return args, kwargs, *self.digest(args, kwargs)
                 if len(data) <= ARGUMENTS_SHOWN:

@@ -391,7 +391,7 @@ class Runner:
         assert core.ending is not None
         ending = core.ending
         self._verdict = endings.judge(self, ending, self._history, tentative, had_timers=self._had_timers)
-        if (progress := self._pending.clear()) is not None:  # a workflow's last word, which no entry carries any more
+        if self._pending.commands and (progress := self._pending.clear()) is not None:  # its last word: no entry takes it
             self.submit(JournalOp(self.fence, progress=progress))
         self.steps.forget_waiting()
         if self._verdict.is_final and tentative is None:
@@ -433,7 +433,8 @@ class Runner:
             self._grace_timer.cancel()
             self._grace_timer = None
         self.steps.drop()
-        self._pending.clear()
+        if self._pending.commands:
+            self._pending.clear()
         if self._core is not None:
             self._core.close()
 

@@ -9,12 +9,13 @@ import pytest
 
 from onward._store.opening import open_store
 from onward._store.operations import APPLIED, JournalOp, Op, StartOp
+from onward._store.sqlite import flush
 from onward._store.sqlite.connection import connect
 from onward._store.sqlite.database import Database
 from onward._store.sqlite.faults import classify
 from onward._store.sqlite.store import SqliteStore
 from onward.errors import FatalStoreError, OutcomeUnknown, StoreConflict, StoreError, TransientStoreError
-from tests.conformance.support import SqliteWorld, entry, new, one, row, start, started_and_claimed
+from tests.conformance.support import SqliteWorld, entry, new, row, start, started_and_claimed
 
 KINDS: list[tuple[int, bool, type[StoreError]]] = [
     (sqlite3.SQLITE_BUSY, False, TransientStoreError),
@@ -140,7 +141,12 @@ async def test_a_dropped_table_is_a_fatal_error_and_no_crash(world: SqliteWorld)
         await store.get("a")
 
 
-async def test_an_error_of_the_commit_itself_leaves_the_outcome_unknown_and_a_retry_decides(tmp_path: Path) -> None:
+@pytest.mark.parametrize("way", ["one entry", "quick flush", "general"])
+async def test_an_error_of_the_commit_itself_leaves_the_outcome_unknown_and_a_retry_decides(
+    tmp_path: Path, way: str
+) -> None:
+    commits = {"one entry": flush.SQL["record_one"], "quick flush": flush.SQL["flush"], "general": "COMMIT"}
+
     class Reply(sqlite3.Connection):
         """Loses the reply of one COMMIT."""
 
@@ -148,7 +154,7 @@ async def test_an_error_of_the_commit_itself_leaves_the_outcome_unknown_and_a_re
 
         def execute(self, sql: str, parameters: object = ()) -> sqlite3.Cursor:
             cursor = super().execute(sql, parameters)  # type: ignore[arg-type]
-            if sql == "COMMIT" and Reply.is_armed:
+            if sql == commits[way] and Reply.is_armed:
                 Reply.is_armed = False
                 error = sqlite3.OperationalError("disk I/O error")
                 error.sqlite_errorcode = sqlite3.SQLITE_IOERR_FSYNC
@@ -165,11 +171,13 @@ async def test_an_error_of_the_commit_itself_leaves_the_outcome_unknown_and_a_re
     leases.register(worker_row("w1"), 10**9)
     fence = await started_and_claimed(store)
     Reply.is_armed = True
-    operation = JournalOp(fence, (entry(1),))
+    batch: list[Op] = [JournalOp(fence, (entry(1),), settled=("x",) if way == "general" else ())]
+    if way == "quick flush":
+        batch.append(JournalOp(fence, (entry(2),)))
     with pytest.raises(OutcomeUnknown, match="look before writing again"):
-        await store.write([operation])
-    assert await one(store, operation, retry=True) == APPLIED
-    assert [found.seq for found in await store.journal("a")] == [1]
+        await store.write(batch)
+    assert await store.write(batch, retry=True) == [APPLIED] * len(batch)
+    assert [found.seq for found in await store.journal("a")] == [1, 2][: len(batch)]
     leases.close()
     await store.close()
 

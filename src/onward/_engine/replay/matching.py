@@ -215,8 +215,10 @@ class Execution:
         self.is_replaying = is_check or bool(history)
         if history:
             self._patches = {entry.key: True for entry in history if entry.kind == "patch"} or None
-        self._root = self.loop.create_task(self._main(), name=self.spec.name, context=Context())
-        self.loop.run()
+        loop = self.loop
+        self._root = Task(self._main(), loop, self.spec.name, Context())
+        loop.tasks.append(self._root)
+        loop.run()
         if self.ending is not None:
             self._settle_end()
         for entry in history:

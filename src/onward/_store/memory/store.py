@@ -338,9 +338,7 @@ def _no_probe(point: str) -> None:
     """The probe of production."""
 
 
-def _fits(
-    row: Row, types: Sequence[str], only: Sequence[str] | None, alone: bool | None, journal_format: int
-) -> bool:
+def _fits(row: Row, types: Sequence[str], only: Sequence[str] | None, alone: bool | None, journal_format: int) -> bool:
     """Whether a claim for these types could take the row."""
     return (
         row.new.type in types

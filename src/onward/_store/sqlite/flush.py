@@ -28,17 +28,13 @@ SQL = load_statements("onward._store.sqlite", "flush")
 _MANY, _ONE = SQL["flush"], SQL["record_one"]
 _ATTENTION = "onward: attention"
 """What the trigger says when the batch is not that plain."""
+_NOT_YET = "no such table: temp.onward_flush"
+"""What SQLite says before this connection has its view, which lives as long as the connection does."""
 
 SMALL = 8
 """Operations of a batch that may be written on the loop's thread."""
 QUICK_S = 0.001
 """What a small commit usually takes on a disk for which the loop may wait: less than many a callback of its own."""
-
-
-def install(conn: sqlite3.Connection) -> None:
-    """Give a writer's connection the view and its trigger, which live as long as it does. The schema must be there."""
-    conn.execute(SQL["view"])
-    conn.execute(SQL["trigger"])
 
 
 class Plain(Protocol):
@@ -97,6 +93,12 @@ class Many:
             if str(error) == _ATTENTION:
                 return False
             raise
+        except sqlite3.OperationalError as error:
+            if str(error) != _NOT_YET:
+                raise
+            conn.execute(SQL["view"])
+            conn.execute(SQL["trigger"])
+            return self.insert(conn, now)
         return True
 
 

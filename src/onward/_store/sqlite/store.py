@@ -45,9 +45,11 @@ class SqliteStore(SqliteReads):
         self.now_us = self._database.now_us  # asked several times for each step
         self._loop: asyncio.AbstractEventLoop | None = None
         self._ends: set[Callable[[], None]] = set()
-        self._create_file = self._is_ready = False
+        self._create_file = False
         name = self._database.name
-        self._writer = JobThreads("onward-writer", name, 1, self._connect_writer)
+        self._writer = JobThreads(
+            "onward-writer", name, 1, lambda: self._database.connect_writer(create=self._create_file)
+        )
         self._flushes = flush.Flushes(self._database, self._writer)
         self._readers = JobThreads("onward-reader", name, READERS, lambda: connect(self._database.path, read_only=True))
 
@@ -66,22 +68,11 @@ class SqliteStore(SqliteReads):
         try:
             if not migrate:  # a file that is not ours is left exactly as it is, its journal mode included
                 await self._readers.call(lambda conn: ensure_schema(conn, self._database, migrate=False))
-            await self._writer.call(lambda conn: self._make_ready(conn, migrate=migrate))
+            await self._writer.call(lambda conn: ensure_schema(conn, self._database, migrate=migrate))
         except BaseException:
             await self.close()
             raise
         self._create_file = False
-        self._is_ready = True
-
-    def _connect_writer(self) -> sqlite3.Connection:
-        conn = self._database.connect_writer(create=self._create_file)
-        if self._is_ready:
-            flush.install(conn)
-        return conn
-
-    def _make_ready(self, conn: sqlite3.Connection, *, migrate: bool) -> None:
-        ensure_schema(conn, self._database, migrate=migrate)
-        flush.install(conn)
 
     async def close(self) -> None:
         """Close every connection and thread; idempotent."""

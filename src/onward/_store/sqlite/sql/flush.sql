@@ -3,7 +3,7 @@
 -- parameter but :now is a JSON array of operations, as they are (operations.py), or null. Rows are found by primary keys.
 
 -- name: view
-CREATE TEMP VIEW IF NOT EXISTS onward_flush (entries, parks, finishes, now) AS SELECT NULL, NULL, NULL, NULL;
+CREATE TEMP VIEW onward_flush (entries, parks, finishes, now) AS SELECT NULL, NULL, NULL, NULL;
 
 -- name: flush
 INSERT INTO temp.onward_flush (entries, parks, finishes, now) VALUES (:entries, :parks, :finishes, :now);
@@ -11,7 +11,7 @@ INSERT INTO temp.onward_flush (entries, parks, finishes, now) VALUES (:entries, 
 -- name: trigger
 -- JournalOp [fence, [entry], …], ParkOp [fence, seen signals, next_run_at, is waiting, waiting_for, retries, awaited, wake_floor],
 -- FinishOp [fence, status, result, error, cancels children, spends an attempt]; a fence is [id, worker, epoch].
-CREATE TEMP TRIGGER IF NOT EXISTS onward_flush_written INSTEAD OF INSERT ON onward_flush
+CREATE TEMP TRIGGER onward_flush_written INSTEAD OF INSERT ON onward_flush
 BEGIN
     SELECT raise(ABORT, 'onward: attention')
     FROM json_each(NEW.entries) AS o
