@@ -9,6 +9,8 @@ from __future__ import annotations
 import argparse
 import contextlib
 import os
+import signal
+import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -84,6 +86,7 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def _measure(given: argparse.Namespace, names: list[str], cases: tuple[str, ...], results: Results) -> None:
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # servers and workers are ended, too
     peers = Peers(
         given.peers.absolute(), Path(os.path.abspath(given.peers_python))
     )  # not resolved: it is a link of its venv
@@ -106,7 +109,8 @@ def _measure(given: argparse.Namespace, names: list[str], cases: tuple[str, ...]
             kinds=tuple(given.kinds.split(",")),
             tell=lambda line: print(time.strftime("%H:%M:%S"), line, flush=True),
         )
-        results.setup = page.describe(server, bench)
+        found = page.describe(server, bench)
+        results.setup = {**found, "peers": found["peers"] or results.setup.get("peers", {})}
         results.save()
         for name in names:
             if name == "targets":

@@ -60,11 +60,11 @@ async def main() -> None:
     async with stub.served(), _stage.served(page) as address, onward.AsyncClient(_stage.fresh("analysis")) as client:
         page.state.analysis = await client.start(analyse.using(id="analysis"), LETTERS)
         print(f"Follow the analysis at {address}, or with: onward show analysis --url '{_stage.shown()}'", flush=True)
-        worker = _stage.start("onward", "worker", __file__, "--log-level", "error")
+        worker = _stage.start("onward", "worker", __file__, "--log-level", "error", "--lease", "6s")
         await asyncio.wait_for(_stage.text_of(address, having="Mend the export"), timeout=120)
         _stage.kill(worker, "in the middle of the third answer")
         print(f"The page still shows{(shown := await _stage.text_of(address))}", flush=True)
-        _stage.start("onward", "worker", __file__, "--log-level", "error")
+        _stage.start("onward", "worker", __file__, "--log-level", "error", "--lease", "6s")
         await page.state.analysis.result(timeout=120)
         print(f"Another worker went on, and the page shows{await _stage.text_of(address)}\nCalls of the model:")
         for step, ends in stub.calls.items():

@@ -52,7 +52,7 @@ async def working(shop: FastAPI) -> AsyncIterator[None]:
     with transaction() as database:
         for table in TABLES:
             database.execute(f"CREATE TABLE IF NOT EXISTS {table}")
-    async with onward.Worker(workflows=[fulfil]):
+    async with onward.Worker(workflows=[fulfil], lease=6):  # so soon another takes over where this one dies
         yield
 
 

@@ -314,7 +314,9 @@ class Client:
 
     def _handle(self, started: Started, spec: WorkflowSpec | None, *, is_within: bool = False) -> Handle[Any]:
         """A handle on whatever connection this client has at the call (a fork changes it)."""
-        inner = AsyncHandle(self._current_connection, self._transactions, started, spec, is_within=is_within)
+        inner: AsyncHandle[Any] = AsyncHandle(
+            self._current_connection, self._transactions, started, spec, is_within=is_within
+        )
         return Handle(inner, self._call)
 
     def _current_connection(self) -> Coroutine[Any, Any, Connection]:

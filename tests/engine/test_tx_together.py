@@ -17,7 +17,7 @@ import sqlalchemy
 
 from onward import Client, Fail, InTransactionalStep, Signal, WorkflowFailed, step, workflow
 from onward._engine import dispatcher, lease
-from onward._store.sqlite import hub
+from onward._store.sqlite import hub, shared
 from onward.worker import is_worker_loop
 from tests.engine.support import Lab, keys, wait_for
 from tests.engine.txsupport import KINDS, lab_of, own, sqlalchemy_engine
@@ -231,8 +231,7 @@ def test_a_forked_child_writes_with_its_own_connection(sqlite_lab: Lab) -> None:
         client.counts()
         with contextlib.suppress(Exception):
             client.start(flow.using(tx=own_of_parent), 1)
-        clock = client._transactions._store()._database._clock  # type: ignore[attr-defined]
-        with clock._lock, warnings.catch_warnings():  # as if another thread of the parent had it just now
+        with shared._files_lock, warnings.catch_warnings():  # as if another thread of the parent had it just now
             warnings.simplefilter("ignore", DeprecationWarning)  # Python 3.12 warns of threads at a fork: the very case
             pid = os.fork()
             if pid == 0:

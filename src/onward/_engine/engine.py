@@ -257,7 +257,6 @@ class Engine:
     def new_execution(self, row: Claimed, spec: WorkflowSpec, seq_floor: int, *, is_quiet: bool = False) -> Execution:
         """A core for this row; `seq_floor` is the highest journal number in use, struck-out entries included. One that only
         tries the history again is quiet: what there is to say of the workflow's code has been said."""
-        tell = lambda text: self.log.warning("workflow %s: %s", row.id, text, extra={"workflow_id": row.id})  # noqa: E731
         return Execution(
             spec,
             row.payload,
@@ -271,7 +270,8 @@ class Engine:
             recorded_code_version=row.code_version,
             recorded_version=row.version,
             seq_floor=seq_floor,
-            note=(lambda _: None) if is_quiet else tell,
+            note=_say_nothing if is_quiet else None,
+            outer=self.loop,
         )
 
     def check_replay(self, row: Claimed, spec: WorkflowSpec, history: Sequence[Entry], core: Execution) -> None:
@@ -323,3 +323,7 @@ class Engine:
     def fail_apart(self, fence: Fence, error: str) -> None:
         """Fail a workflow whose own writes the database refuses, by a write that carries nothing of them."""
         self.committer.submit(FinishOp(fence, "failed", error=error), Call(self.loop))
+
+
+def _say_nothing(_: str) -> None:
+    """The note of an execution that only tries a history again."""

@@ -391,7 +391,9 @@ class Runner:
         assert core.ending is not None
         ending = core.ending
         self._verdict = endings.judge(self, ending, self._history, tentative, had_timers=self._had_timers)
-        if self._pending.commands and (progress := self._pending.clear()) is not None:  # its last word: no entry takes it
+        if (
+            self._pending.commands and (progress := self._pending.clear()) is not None
+        ):  # its last word: no entry takes it
             self.submit(JournalOp(self.fence, progress=progress))
         self.steps.forget_waiting()
         if self._verdict.is_final and tentative is None:

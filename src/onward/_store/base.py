@@ -252,8 +252,8 @@ class Store(Reads, Upkeep, Protocol):
         alone: bool | None = False,
     ) -> int | None:
         """The earliest `next_run_at` among the rows that `claim` with the same `code_version`, `only` and `alone` could
-        take, due or not; None if there is none. `alone=None`: by either kind of claim. A row that is due, but held back from this code version after a
-        divergence, counts with the end of that back-off: what is reported as due, `claim` gives."""
+        take, due or not; None if there is none. `alone=None`: by either kind of claim. A row that is due, but held back from
+        this code version after a divergence, counts with the end of that back-off: what is reported as due, `claim` gives."""
         ...
 
     async def reconcile(self, worker_id: str, held: Sequence[tuple[str, int]]) -> list[str]:

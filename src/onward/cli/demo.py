@@ -65,7 +65,7 @@ def demo(settings: Settings, names: tuple[str, ...], items: int, folder: Path | 
     ai        asks a language model three times, and shows the answers on a page
 
     They play one after another, or those that are named: on new SQLite files in about half a minute, or each in a new
-    schema of the PostgreSQL database that --url or ONWARD_DATABASE_URL names, in about a minute. All but the pipeline
+    schema of the PostgreSQL database that --url or ONWARD_DATABASE_URL names, in less than one. All but the pipeline
     need the packages of onward[demo]. The exit code is 1 if a claim of a report fails.
     """
     chosen = _chosen(names)

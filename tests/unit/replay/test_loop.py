@@ -136,7 +136,7 @@ def test_where_the_current_task_is_kept_per_thread_it_is_put_aside_and_put_back(
 
     def swap(loop: Any, task: Any) -> Any:
         before, outer[0] = outer[0], task
-        swaps.append((loop, task, private.running_loop()))
+        swaps.append((loop, task, asyncio._get_running_loop()))
         return before
 
     monkeypatch.setattr(private, "_TASK_IS_PER_THREAD", True)

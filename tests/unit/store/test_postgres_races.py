@@ -350,7 +350,8 @@ async def test_a_burial_that_meets_a_renewal_finds_the_worker_alive(world: Postg
     await started_and_claimed(store)
     world.clock.advance(6)
     with Hand(world) as hand:
-        hand.run("renew_lease", id="w1", lease=5 * SECOND)
+        looking: dict[str, int] = {"since": 0, "late": 0, "class": 0}
+        hand.run("renew_lease", id="w1", lease=5 * SECOND, **looking)
         with pytest.raises(TransientStoreError):
             await asyncio.to_thread(undertaker.bury, "w2")
         hand.commit()

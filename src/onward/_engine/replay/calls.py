@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 from onward._codec.undecodable import Undecodable
 from onward._engine.failures import rebuild_step, rebuild_workflow
 from onward._engine.replay.commands import RunStep, StartChild, Waiting, WatchChild
-from onward._engine.replay.loop import Future, ReplayLoop
-from onward._engine.replay.private import current_task, running_loop
+from onward._engine.replay.loop import Future
+from onward._engine.replay.private import current_task, here
 from onward._engine.specs import StartOptions, StepSpec, WorkflowSpec
 from onward._store.records import Entry
 from onward.codec import ValueCodec
@@ -34,8 +34,8 @@ def current_execution() -> Execution | None:
 
     Raises NotInWorkflow in a callback of a workflow's loop, which is no place for a durable call.
     """
-    loop = running_loop()
-    if type(loop) is not ReplayLoop:
+    loop = here.loop
+    if loop is None:
         return None
     if current_task(loop) is None and not loop.closing:
         raise NotInWorkflow("a durable call in a callback (call_soon, add_done_callback, __del__); make it from a task")
@@ -127,7 +127,7 @@ class StepCall(Call[Any]):
         """Issue the command."""
         execution, key = self.execution, self.key
         loop = execution.loop
-        if (loop.closing or running_loop() is not loop) and execution.refuses():
+        if (loop.closing or here.loop is not loop) and execution.refuses():
             return Future(loop)
         execution.commands[key] = RunStep(
             key, execution.last_seq, self.spec, self.args, self.kwargs, self.digest, self.arguments

@@ -18,7 +18,7 @@ from collections import deque
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from onward._engine.replay.private import activate, enter_task, leave_task, running_loop, unlink
+from onward._engine.replay.private import activate, enter_task, here, leave_task, unlink
 from onward._engine.replay.where import is_finished, location
 
 if TYPE_CHECKING:
@@ -57,7 +57,7 @@ class Closer:
         cleanup runs as a task. At any other time it is kept and closed with the rest.
         """
         loop = self._loop
-        if loop.closing or running_loop() is not loop:
+        if loop.closing or here.loop is not loop:
             self._dropped.append(agen)
         else:
             loop.create_task(agen.aclose(), name=f"aclose of {agen.__qualname__}")
@@ -128,7 +128,7 @@ def _release() -> None:
     del coroutine
     hook, sys.unraisablehook = sys.unraisablehook, lambda _: None
     try:
-        if running_loop() is loop:
+        if here.loop is loop:
             held.clear()
         else:
             activate(loop, held.clear)

@@ -12,7 +12,6 @@ import asyncio
 import heapq
 import logging
 import time
-from collections import deque
 from collections.abc import Callable, Coroutine
 from contextvars import Context, copy_context
 from dataclasses import dataclass
@@ -163,11 +162,20 @@ class ReplayLoop(asyncio.AbstractEventLoop):
 
     __slots__ = (
         "_closer", "_handler", "_kept_tasks", "_ready", "_timer_number", "base", "closing", "future_count",
-        "limits", "now_us", "number", "owner", "started_at", "stopped", "task_count", "tasks", "timers",
+        "limits", "now_us", "number", "outer", "owner", "started_at", "stopped", "task_count", "tasks", "timers",
     )  # fmt: skip
 
-    def __init__(self, owner: Owner, base: int, started_at: int, limits: Limits) -> None:
+    def __init__(
+        self,
+        owner: Owner,
+        base: int,
+        started_at: int,
+        limits: Limits,
+        outer: asyncio.AbstractEventLoop | None = None,
+    ) -> None:
         self.owner: Owner | None = owner
+        self.outer = outer
+        """The real loop from which it is always activated, if there is such."""
         self.limits = limits
         self.started_at = self.now_us = started_at
         self.stopped = self.closing = False
@@ -177,7 +185,7 @@ class ReplayLoop(asyncio.AbstractEventLoop):
         self.base = base
         self.future_count = 0
         self.number = base
-        self._ready: deque[Handle] = deque()
+        self._ready: list[Handle] = []  # a deque would be a tenth of what an execution takes
         self.timers: list[tuple[int, int, Timer]] = []
         """A heap of what may be outstanding: cancelled ones count until `next_timer` has looked."""
         self._timer_number = 0
@@ -208,31 +216,32 @@ class ReplayLoop(asyncio.AbstractEventLoop):
 
     def run(self) -> None:
         """Step what is ready until nothing is, the execution ends, or a limit is reached (`WorkflowStuck`)."""
-        ready = self._ready
-        take = ready.popleft
         most = self.limits.handles
         seconds = self.limits.seconds
         latest, count = 0.0, 0
-        while ready and not self.stopped:
-            handle = take()
-            callback = handle.callback
-            if callback is None:
-                continue
-            count += 1
-            if count > most or (not count & 15 and seconds is not None):
-                now = time.monotonic()
-                if count > most or now > (latest or now):
-                    self._stuck(callback, f"{count - 1:,} callbacks" if count > most else f"{seconds:g} s")
+        while self._ready and not self.stopped:
+            batch, self._ready = self._ready, []
+            for handle in batch:
+                callback = handle.callback
+                if callback is None:
+                    continue
+                count += 1
+                if count > most or (not count & 15 and seconds is not None):
+                    now = time.monotonic()
+                    if count > most or now > (latest or now):
+                        self._stuck(callback, f"{count - 1:,} callbacks" if count > most else f"{seconds:g} s")
+                        return
+                    latest = latest or now + (
+                        seconds or 0.0
+                    )  # few workflows have so many: the time is not asked for before
+                try:
+                    handle.context.run(callback, *handle.args)
+                except (SystemExit, KeyboardInterrupt) as error:
+                    self._escape(error)
+                except BaseException as error:
+                    self.call_exception_handler({"message": f"Exception in callback {callback!r}", "exception": error})
+                if self.stopped:
                     return
-                latest = latest or now + (
-                    seconds or 0.0
-                )  # few workflows have so many: the time is not asked for before
-            try:
-                handle.context.run(callback, *handle.args)
-            except (SystemExit, KeyboardInterrupt) as error:
-                self._escape(error)
-            except BaseException as error:
-                self.call_exception_handler({"message": f"Exception in callback {callback!r}", "exception": error})
 
     def _stuck(self, callback: object, limit: str) -> None:
         task = task_of(callback)

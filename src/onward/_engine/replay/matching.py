@@ -36,7 +36,7 @@ from onward._engine.replay.commands import (
     WatchChild,
 )
 from onward._engine.replay.loop import DEFAULT_LIMITS, Limits, ReplayLoop, Task
-from onward._engine.replay.private import activate, running_loop
+from onward._engine.replay.private import activate, here
 from onward._engine.replay.randomness import Randomness
 from onward._engine.replay.where import location
 from onward._engine.specs import PROGRESS, WorkflowSpec
@@ -74,6 +74,7 @@ class Execution:
         seq_floor: int = 0,
         limits: Limits = DEFAULT_LIMITS,
         note: Callable[[str], None] | None = None,
+        outer: asyncio.AbstractEventLoop | None = None,
     ) -> None:
         self.spec = spec
         self.workflow_id = workflow_id
@@ -89,7 +90,7 @@ class Execution:
         self.is_closed = False
         self.outstanding: dict[str, Any] = {}
         self.unawaited: dict[int, Call[Any]] = {}
-        self.loop = ReplayLoop(self, int(seed[:12], 16) + run, started_at, limits)  # type: ignore[abstract]  # set below its class
+        self.loop = ReplayLoop(self, int(seed[:12], 16) + run, started_at, limits, outer)  # type: ignore[abstract]  # set below its class
         self._payload = payload
         self._seed = seed
         self._run = run
@@ -141,6 +142,7 @@ class Execution:
             return
         self.is_closed = True
         loop = self.loop
+        loop.outer = None  # it may have ended before us
         if not loop.closing and self._root is not None:
             activate(loop, loop.close_all)
         loop.closing = loop.stopped = True
@@ -169,7 +171,7 @@ class Execution:
     @property
     def is_resting(self) -> bool:
         """Nothing is ready; always true outside of calls."""
-        return running_loop() is not self.loop
+        return here.loop is not self.loop
 
     def take_commands(self) -> list[Command]:
         """The commands issued since the last call, in order."""
@@ -377,7 +379,7 @@ class Execution:
 
     def refuses(self) -> bool:
         """Whether an await begins while closing, where it shall suspend for good. Raises NotInWorkflow elsewhere outside."""
-        if running_loop() is not self.loop:
+        if here.loop is not self.loop:
             raise NotInWorkflow(f"a durable call of workflow {self.workflow_id!r} was awaited outside of it")
         return self.loop.closing
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import gc
 import sys
+import threading
 from asyncio import events, futures, tasks
 from collections.abc import Callable
 from types import CodeType, FrameType
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-running_loop: Callable[[], asyncio.AbstractEventLoop | None] = events._get_running_loop
+_running_loop: Callable[[], asyncio.AbstractEventLoop | None] = events._get_running_loop
 current_task: Callable[[asyncio.AbstractEventLoop], asyncio.Task[Any] | None] = tasks.current_task
 if sys.version_info < (3, 12):  # there it is plain Python, and asked for every call
     current_task = tasks._current_tasks.get  # type: ignore[attr-defined]  # private
@@ -33,15 +34,27 @@ _TASK_IS_PER_THREAD = sys.version_info >= (3, 14)  # before, the current task wa
 _swap_current_task: Callable[[Any, Any], Any] = getattr(tasks, "_swap_current_task", lambda loop, task: None)
 
 
+class _Here(threading.local):
+    """What runs on this thread. Asking asyncio is a system call before 3.12, and every step has to know it several times."""
+
+    loop: ReplayLoop | None = None
+    """The replay loop that is the running loop now, which only `activate` makes it."""
+
+
+here = _Here()
+
+
 def activate(loop: ReplayLoop, function: Callable[..., T], *args: Any) -> T:
     """Call `function` with `loop` as the thread's running loop, no current task, the loop's async generator hooks and
     cyclic garbage collection off; restore what was before.
 
-    May be called from a plain callback of a real loop, from a task of it, or where no loop runs.
+    May be called from a plain callback of a real loop, from a task of it, or where no loop runs. That loop is `loop.outer`
+    where it is known beforehand.
     """
-    outer = running_loop()
-    if outer is loop:
+    before = here.loop
+    if before is loop:
         raise RuntimeError("this replay loop is running already")
+    outer = loop.outer if loop.outer is not None and before is None else _running_loop()
     outer_task = _swap_current_task(outer, None) if _TASK_IS_PER_THREAD and outer is not None else None
     hooks = _get_hooks()
     collects = _collects()
@@ -49,9 +62,11 @@ def activate(loop: ReplayLoop, function: Callable[..., T], *args: Any) -> T:
         gc.disable()
     _set_hooks(loop.agen_started, loop.agen_dropped)
     _set_running_loop(loop)
+    here.loop = loop
     try:
         return function(*args)
     finally:
+        here.loop = before
         _set_running_loop(outer)
         _set_hooks(*hooks)
         if outer_task is not None:

@@ -115,6 +115,8 @@ class PostgresLeases:
         if not dead and time.monotonic() < self._sweep_at:
             return 0
         self._sweep_at = 0.0 if dead else time.monotonic() + SWEEP_S
+        if dead:
+            self._looked_at = 0  # if they cannot be marked now, the next look finds them again
         return self._sweep(dead)
 
     @property

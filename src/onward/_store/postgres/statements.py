@@ -113,7 +113,9 @@ def compile_statements(quoted_schema: str, clock: ServerClock) -> Mapping[str, S
                 raise ValueError(f"two statements are called {name}")
             texts[name] = text
     prefix = "fragment_"
-    fragments = {name.removeprefix(prefix): text for name, text in texts.items() if name.startswith(prefix)}
+    fragments = {
+        name.removeprefix(prefix): _without_comments(text) for name, text in texts.items() if name.startswith(prefix)
+    }
     made: dict[str, Statement] = {}
     for name, text in texts.items():
         if name.startswith(prefix):

@@ -21,7 +21,7 @@ from types import MappingProxyType
 from onward._store.urls import ENVIRONMENT_VARIABLE
 
 PIPELINE = "pipeline"
-PATIENCE_S = 20.0
+PATIENCE_S = 60.0
 """How long a script that is interrupted may take to end its processes and to drop its schema."""
 _WEB = ("anthropic", "fastapi", "httpx", "stripe", "uvicorn")
 
