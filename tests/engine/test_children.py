@@ -7,6 +7,9 @@ import asyncio
 import pytest
 
 from onward import Signal, WorkflowCancelled, WorkflowFailed, start, step, workflow
+from onward._engine.children import Children
+from onward._engine.pending import Pending
+from onward._engine.replay.commands import StartChild
 from tests.engine.support import Lab, keys, wait_for
 
 go = Signal("go", int)
@@ -53,6 +56,49 @@ async def test_many_children_run_at_once_and_their_parent_is_not_held_meanwhile(
         for child_row in await lab.store.children("p"):
             await client.signal(child_row.id, go, 10)
         assert await handle.result(timeout=10) == 100
+
+
+async def test_a_woken_parent_does_not_look_again_for_a_child_whose_end_it_has_just_delivered(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else its end would be put into the mailbox anew, and a large fan-out would cost the square of its children."""
+    ended: set[str] = set()
+    started_again: list[str] = []
+    real_start, real_ended = Children.start, Pending.child_ended
+
+    def start_noted(self: Children, command: StartChild) -> None:
+        if command.key in ended:
+            started_again.append(command.key)
+        real_start(self, command)
+
+    def ended_noted(self: Pending, key: str) -> None:
+        ended.add(key)
+        real_ended(self, key)
+
+    monkeypatch.setattr(Children, "start", start_noted)
+    monkeypatch.setattr(Pending, "child_ended", ended_noted)
+
+    @workflow
+    async def child(n: int) -> int:
+        return n if n < 10 else await go.wait()
+
+    @workflow
+    async def flow() -> int:
+        return sum(await asyncio.gather(*(child(n) for n in range(15))))
+
+    async with lab.running(flow, child) as client:
+        handle = await client.start(flow.using(id="p"))
+
+        async def ten_have_ended() -> bool:
+            return len(await handle.journal()) >= 10
+
+        await lab.until(ten_have_ended)
+        for child_row in await lab.store.children("p"):
+            if child_row.status == "waiting":
+                await client.signal(child_row.id, go, 1)
+        assert await handle.result(timeout=30) == sum(range(10)) + 5
+    assert len(ended) == 15
+    assert started_again == []
 
 
 async def test_a_started_child_goes_on_by_itself_and_can_be_awaited_later(lab: Lab) -> None:

@@ -17,7 +17,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-from collections.abc import Callable, Sequence
+from collections import deque
+from collections.abc import Callable
 from typing import Protocol
 
 from onward._engine import failpoints
@@ -84,6 +85,9 @@ class Committer:
         self._idle.set()
         self._task: asyncio.Task[None] | None = None
         self._is_failing = False
+        self._untold: deque[tuple[tuple[Op, Owner], Outcome]] = deque()
+        """What is committed, and its owner does not know it yet."""
+        self._is_telling = False
         self._aside: dict[int, list[tuple[Op, Owner]]] = {}
         """What was busy, by its owner's id(), in order."""
         self._aside_since: dict[int, float] = {}
@@ -189,15 +193,21 @@ class Committer:
                 self._put_aside([item for item, outcome in answered if type(outcome) is Busy])
                 batch = [item for item, outcome in answered if type(outcome) is not Busy]
                 outcomes = [outcome for _, outcome in answered if type(outcome) is not Busy]
-            self._settle(batch, outcomes, 0)
+            self._untold.extend(zip(batch, outcomes, strict=True))
+            if not self._is_telling:
+                self._tell()
             return
 
-    def _settle(self, batch: list[tuple[Op, Owner]], outcomes: Sequence[Outcome], start: int) -> None:
-        """Tell the owners, a share in each turn of the loop, so that a large batch does not keep everybody else waiting."""
-        end = start + SHARE
-        if end < len(batch):
-            asyncio.get_running_loop().call_soon(self._settle, batch, outcomes, end)
-        for (op, owner), outcome in zip(batch[start:end], outcomes[start:end], strict=True):
+    def _tell(self) -> None:
+        """Tell owners their outcomes, in order: a share in each turn of the loop, so that neither a large batch nor a quick
+        database keeps everybody else waiting."""
+        untold = self._untold
+        count = min(SHARE, len(untold))
+        self._is_telling = len(untold) > count
+        if self._is_telling:
+            asyncio.get_running_loop().call_soon(self._tell)
+        for _ in range(count):
+            (op, owner), outcome = untold.popleft()
             if owner.is_dropped:
                 continue
             owner.settled(op, outcome)

@@ -22,13 +22,15 @@ if TYPE_CHECKING:
 class Pending:
     """The commands; kept in a list whose last is the first in order (a deque would be a tenth of what an execution takes)."""
 
-    __slots__ = ("_cancels", "_runner", "commands")
+    __slots__ = ("_answered", "_cancels", "_runner", "commands")
 
     def __init__(self, runner: Runner) -> None:
         self._runner = runner
         self.commands: list[Command] = []
         self._cancels = 0
         """How many of them cancel a step."""
+        self._answered: set[str] | None = None
+        """Keys of children whose end was delivered before their start came to its turn."""
 
     def take(self, core: Execution) -> None:
         """Take what workflow code has issued; an entry that the core made itself goes to the committer at once."""
@@ -44,6 +46,13 @@ class Pending:
                 self._cancels += type(command) is CancelStep
                 taken.append(command)
         self.extend(taken)
+
+    def child_ended(self, key: str) -> None:
+        """A child's end is delivered. After a wake that may be before its start, issued again by the replay, has its turn; it
+        need not be looked for any more."""
+        if self.commands:
+            self._answered = self._answered or set()
+            self._answered.add(key)
 
     def put_back(self, command: RunStep) -> None:
         """A step that was begun could not: it is the next one again."""
@@ -87,6 +96,8 @@ class Pending:
                     self._cancels -= 1
                     steps.cancel(command)
                 case StartChild():
+                    if self._answered is not None and command.key in self._answered:
+                        continue
                     if runner.children is None:
                         runner.children = Children(runner)
                     runner.children.start(command)

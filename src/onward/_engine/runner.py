@@ -287,6 +287,8 @@ class Runner:
             op = JournalOp(self.fence, (entry,), consumed, settled, key, progress, resets)
         else:
             op = JournalOp(self.fence, (entry,), consumed, progress=progress)
+            if kind == "child":
+                self._pending.child_ended(key)
         self._submit(op, self)
         if core.commands:
             self._pending.take(core)

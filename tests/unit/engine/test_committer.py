@@ -357,6 +357,19 @@ async def test_the_owners_of_a_large_batch_are_told_in_several_turns() -> None:
     await writer.stop()
 
 
+async def test_outcomes_are_told_in_the_order_of_the_commits_however_quick_the_database_is() -> None:
+    """The rest of a large batch is told before anything of the batch after it, even if that is committed in the meantime."""
+    store, owner = FakeStore(), Teller()
+    one = committer(store)
+    put(one, owner, *(f"a{n}" for n in range(8 * SHARE)))
+    owner.when_told = lambda: put(one, owner, "b") if len(owner.told) == 1 else None
+    while len(owner.told) < 8 * SHARE + 1:
+        await turns(1)
+    assert [name for name, _ in owner.told] == [*(f"a{n}" for n in range(8 * SHARE)), "b"]
+    assert len(store.writes) == 2
+    await one.stop()
+
+
 async def test_an_error_that_is_none_of_the_database_ends_the_committers_task() -> None:
     """A bug must not pass unseen: the task, which the engine watches, ends with it."""
 
