@@ -73,7 +73,8 @@ async def test_types_that_a_worker_does_not_know_are_left_alone(lab: Lab) -> Non
         assert (await left.info()).status == "pending"
 
 
-async def test_a_worker_never_holds_more_executions_than_it_has_slots(lab: Lab) -> None:
+async def test_a_worker_never_works_on_more_executions_than_it_has_slots(lab: Lab) -> None:
+    """Those that only wait for the commit of their last operation do not count: the next claim follows that flush at once."""
     running: set[int] = set()
     most: list[int] = []
 
@@ -81,7 +82,7 @@ async def test_a_worker_never_holds_more_executions_than_it_has_slots(lab: Lab) 
     async def work(n: int) -> int:
         running.add(n)
         most.append(len(running))
-        assert len(held(worker)) <= 2
+        assert sum(runner.state != "leaving" for runner in held(worker).values()) <= 2
         await asyncio.sleep(0)
         running.discard(n)
         return n

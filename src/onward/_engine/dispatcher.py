@@ -45,6 +45,8 @@ class Dispatcher:
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
         self._held: dict[str, Runner] = {}
+        self._leaving_count = 0
+        """How many of them only wait for the commit of their last operation."""
         self._only = None if engine.options.only is None else set(engine.options.only)
         self._types = tuple(engine.options.workflows)
         self._queues = engine.options.queues
@@ -200,8 +202,14 @@ class Dispatcher:
         for runner in list(self._held.values()):
             runner.drop()
 
-    def released(self, runner: Runner) -> None:
+    def leaving(self) -> None:
+        """A runner has submitted its last operation: its slot is free, so that a claim follows that flush at once."""
+        self._leaving_count += 1
+        self._hint.set()
+
+    def released(self, runner: Runner, *, was_leaving: bool) -> None:
         """A runner has ended."""
+        self._leaving_count -= was_leaving
         if self._held.get(runner.row.id) is not runner:
             return
         del self._held[runner.row.id]
@@ -250,8 +258,12 @@ class Dispatcher:
     @property
     def _has_room(self) -> bool:
         """Whether another row could be taken now."""
-        is_free = len(self._held) < self._engine.options.slots
+        is_free = self._free_slots > 0
         return is_free and not self._is_alone and not self._drains_for_quarantine()
+
+    @property
+    def _free_slots(self) -> int:
+        return self._engine.options.slots - len(self._held) + self._leaving_count
 
     @property
     def _is_due(self) -> bool:
@@ -314,7 +326,7 @@ class Dispatcher:
             return False
         claimed_any = False
         for queue in self._queues:
-            free = self._engine.options.slots - len(self._held)
+            free = self._free_slots
             if free <= 0:
                 break
             rows = await self._engine.store.claim(self._request(queue, free))

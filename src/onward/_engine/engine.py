@@ -311,9 +311,9 @@ class Engine:
         if self.seams is not None:
             self.dispatcher.serve(queue)
 
-    def released(self, runner: Runner) -> None:
-        """A runner has ended."""
-        self.dispatcher.released(runner)
+    def released(self, runner: Runner, *, was_leaving: bool) -> None:
+        """A runner has ended; `was_leaving`: after its last operation."""
+        self.dispatcher.released(runner, was_leaving=was_leaving)
 
     def tell_error(self, runner: Runner, error: BaseException, *, is_final: bool = False) -> None:
         """Pass on an error that left a workflow function; `is_final`: it is the workflow's outcome."""

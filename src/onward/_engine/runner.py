@@ -425,6 +425,7 @@ class Runner:
     def _leave(self, op: Op) -> None:
         """Submit the last operation and forget everything that could still act."""
         self.state = "leaving"
+        self.engine.dispatcher.leaving()
         self._forget()
         self.submit(op)
 
@@ -453,8 +454,8 @@ class Runner:
     def _go(self) -> None:
         """The end of this object. Its parts point back to it: they are cut off, so that all memory is free at once and no
         collection has to find it (late ends of dropped bodies still reach their part, and find a runner that is gone)."""
-        self.state = "gone"
-        self.engine.released(self)
+        was_leaving, self.state = self.state == "leaving", "gone"
+        self.engine.released(self, was_leaving=was_leaving)
         del self.steps, self._submit, self._pending
         self.children = self._rest = self._showing = None
 
