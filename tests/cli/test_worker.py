@@ -118,6 +118,11 @@ def test_wrong_options_are_refused_before_anything_is_made(
     assert not (tmp_path / "onward.db").exists()
 
 
+def _hear_ctrl_c() -> None:
+    """A shell starts background processes, and so perhaps these tests, with SIGINT ignored; that is inherited."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def test_ctrl_c_ends_a_run_with_130_and_says_how_to_go_on(tmp_path: Path) -> None:
     file = tmp_path / "onward_test_waits.py"
     file.write_text(
@@ -126,6 +131,7 @@ def test_ctrl_c_ends_a_run_with_130_and_says_how_to_go_on(tmp_path: Path) -> Non
     running = subprocess.Popen(
         [sys.executable, "-m", "onward", "run", f"{file}:wait", "--id", "w"],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ, "PYTHONUNBUFFERED": "1"},
+        preexec_fn=_hear_ctrl_c,  # noqa: PLW1509
     )  # fmt: skip
     assert running.stderr is not None
     while not (line := running.stderr.readline()).startswith("workflow: w"):
@@ -141,6 +147,7 @@ def test_ctrl_c_ends_a_waiting_start_with_130(flows: str) -> None:
     waiting = subprocess.Popen(
         [sys.executable, "-m", "onward", "start", f"{flows}:hello", '["x"]', "--wait"],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ, "PYTHONUNBUFFERED": "1"},
+        preexec_fn=_hear_ctrl_c,  # noqa: PLW1509
     )  # fmt: skip
     assert waiting.stdout is not None
     assert waiting.stdout.readline().strip()
