@@ -67,8 +67,8 @@ class OneEntry:
     def insert(self, conn: sqlite3.Connection, now: int) -> bool:
         """See Plain."""
         fence, e = self._op.fence, self._op.entries[0]
-        row = (fence.workflow_id, fence.worker, fence.epoch, e.seq, e.key, e.kind, e.finished_at, e.result, e.error)
-        return conn.execute(_ONE, (*row, e.digest, e.arguments, e.tries, e.started_at)).rowcount == 1
+        row = (e.seq, e.key, e.kind, e.finished_at, e.result, e.error, e.digest, e.arguments, e.tries, e.started_at)
+        return conn.execute(_ONE, (*row, fence.worker, fence.epoch, fence.workflow_id)).rowcount == 1
 
 
 class Many:

@@ -71,8 +71,8 @@ BEGIN
 END
 
 -- name: record_one
--- A single entry, under its fence; writes no row if that does not hold.
+-- A single entry, then the fence (worker, epoch, id) under which it is written; no row if that does not hold.
 INSERT INTO onward_journal
     (workflow_id, seq, key, kind, finished_at, result, error, digest, arguments, tries, started_at)
-SELECT w.id, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13
-FROM onward_workflows AS w WHERE w.id = ?1 AND w.worker = ?2 AND w.epoch = ?3;
+SELECT w.id, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?
+FROM onward_workflows AS w WHERE w.worker = ? AND w.epoch = ? AND w.id = ?;
