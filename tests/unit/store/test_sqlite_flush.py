@@ -6,6 +6,7 @@ import re
 import sqlite3
 import threading
 from collections.abc import Sequence
+from contextlib import closing
 from typing import Any, TypeAlias
 
 import pytest
@@ -27,7 +28,7 @@ async def opened(world: SqliteWorld) -> SqliteStore:
 
 def contents(world: SqliteWorld) -> dict[str, list[Any]]:
     """All rows of all tables that a flush writes."""
-    with sqlite3.connect(world.path) as conn:
+    with closing(sqlite3.connect(world.path)) as conn:
         return {name: conn.execute(f"SELECT * FROM onward_{name} ORDER BY 1, 2").fetchall() for name in TABLES}
 
 
@@ -67,7 +68,7 @@ async def test_a_plain_batch_leaves_the_same_rows_as_the_general_way(
     quick = contents(world)
 
     monkeypatch.setattr(flush, "prepare", lambda batch: None)
-    with sqlite3.connect(world.path) as conn:  # as it was before
+    with closing(sqlite3.connect(world.path)) as conn, conn:  # as it was before
         conn.execute("DELETE FROM onward_journal")
         conn.execute(
             "UPDATE onward_workflows SET status = 'running', worker = 'w1', result = NULL, error = NULL, finished_at = NULL,"
@@ -98,7 +99,7 @@ async def test_an_end_that_others_wait_for_goes_the_general_way_and_is_told(worl
     batch: list[Op] = [JournalOp(child, (entry(1),)), FinishOp(child, "completed", result="1")]
     plain = flush.prepare(batch)
     assert plain is not None
-    with sqlite3.connect(world.path, isolation_level=None) as conn:
+    with closing(sqlite3.connect(world.path, isolation_level=None)) as conn:
         assert not plain.insert(conn, store.now_us())
     assert contents(world)["journal"] == []  # nothing of the batch was written
     assert await store.write(batch) == [APPLIED, APPLIED]
@@ -216,7 +217,7 @@ async def test_its_statements_find_rows_by_their_primary_keys(world: SqliteWorld
     statements = [part for part in re.split(r";\n", re.sub(r"--.*", "", body)) if part.strip()]
     assert len(statements) == 6
     await world.open()
-    with sqlite3.connect(world.path) as conn:
+    with closing(sqlite3.connect(world.path)) as conn:
         for statement in [*statements, flush.SQL["record_one"]]:
             sql = re.sub(r"raise\(ABORT, '[^']*'\)", "1", re.sub(r"NEW\.(\w+)", r":\1", statement))
             names = dict.fromkeys(re.findall(r":([a-z]+)", sql), "[]") or [None] * sql.count("?")
