@@ -8,6 +8,7 @@
 PYTHON ?= $(shell for python in python3 python3.13 python3.12 python3.11 python3.14; do \
 	"$$python" -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo "$$python" && break; done)
 BIN := .venv/bin
+JOBS ?= 2
 STAMP := .venv/.installed
 CODE := src tests tools benchmarks examples
 
@@ -20,8 +21,8 @@ endif
 demo: $(STAMP) ## four systems, each killed half-way, on SQLite (or URL=postgresql://…)
 	$(BIN)/onward demo $(if $(KEEP),--keep)
 
-test: $(STAMP) ## the whole test suite, under 10 minutes (ARGS="-k word" to choose)
-	$(BIN)/pytest -n 2 --dist loadfile $(ARGS)
+test: $(STAMP) ## the whole test suite, under 10 minutes (ARGS="-k word" to choose, JOBS=4 for more processes)
+	$(BIN)/pytest -n $(JOBS) --dist loadfile $(ARGS)
 
 chaos: $(STAMP) ## the fault suites at full length: every kill point, every N, two minutes of chaos
 	ONWARD_LONG=1 $(BIN)/pytest -rfEP tests/faults tests/postgres --timeout=900 $(ARGS)

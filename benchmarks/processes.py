@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
+import functools
 import os
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -27,6 +30,15 @@ def written_bytes(pid: int | str) -> int:
     return 0
 
 
+@functools.cache
+def _bytecode() -> str:
+    """Where the workers of this process keep compiled modules: the first one compiles them, as pip does when it installs a
+    package, however Python has been told to treat the working tree."""
+    folder = tempfile.TemporaryDirectory(prefix="onward-bytecode-")
+    atexit.register(folder.cleanup)
+    return folder.name
+
+
 class WorkerProcess:
     """One `onward worker`, or several with `-p`.
 
@@ -40,6 +52,8 @@ class WorkerProcess:
         argv = [sys.executable, "-m", "onward", "--url", database.url, "--log-level", "info"]
         argv += ["worker", "benchmarks.flows", *options]
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT / "src"), str(ROOT)])}
+        environment.pop("PYTHONDONTWRITEBYTECODE", None)
+        environment["PYTHONPYCACHEPREFIX"] = _bytecode()
         self.started_at = time.time()
         self.process = subprocess.Popen(
             argv,

@@ -15,11 +15,13 @@ settings.load_profile(os.environ.get("ONWARD_TEST_PROFILE", "default"))
 
 HERE = Path(__file__).parent
 LONG = (
-    "docs/test_snippets.py", "faults/test_kill_loop.py", "examples/test_on_postgres.py", "bench/test_benchmarks.py",
-    "faults/test_copy.py", "faults/test_kill_points.py", "examples/test_demo.py", "postgres/test_lost_replies.py",
-    "postgres/test_restarts.py", "postgres/test_chaos.py", "faults/test_blocked_worker.py", "faults/test_many_workers.py",
-    "postgres/test_failover.py", "examples/test_ai_pipeline.py", "faults/test_chaos.py", "postgres/test_terminations.py",
-    "postgres/test_errors.py", "faults/test_poison.py", "docs/test_site.py",
+    "docs/test_snippets.py", "faults/test_kill_loop.py", "examples/test_on_postgres.py", "faults/test_kill_points.py",
+    "unit/store/test_sqlite_prune.py", "examples/test_demo.py", "postgres/test_errors.py", "postgres/test_lost_replies.py",
+    "bench/test_benchmarks.py", "faults/test_copy.py", "conformance/test_agreement.py", "testing/test_fault_suite.py",
+    "faults/test_kill_duties.py", "examples/test_ai_pipeline.py", "postgres/test_failover.py", "unit/store/test_postgres_floors.py",
+    "postgres/test_chaos.py", "postgres/test_restarts.py", "postgres/test_terminations.py", "examples/test_examples.py",
+    "cli/test_groups.py", "faults/test_blocked_worker.py", "postgres/test_diagnosis.py", "examples/test_webhook.py",
+    "faults/test_poison.py", "faults/test_stalled_worker.py",
 )  # fmt: skip
 """Files that take ten seconds and more, the longest first. `make test` gives each file to one of two processes: a long one that
 comes last keeps one of them waiting for the other."""

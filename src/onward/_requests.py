@@ -6,15 +6,18 @@ All checks of a call are made here, before anything is written and before a call
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Mapping, Sequence
+import itertools
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 from typing import Any, TypeVar
 
+from msgspec.structs import replace
+
 from onward._engine.replay.calls import current_execution
-from onward._engine.specs import WorkflowSpec
+from onward._engine.specs import StartOptions, WorkflowSpec
 from onward._engine.starts import new_seed, new_seeds, new_workflow, new_workflow_ids
 from onward._store.operations import AlreadyFinal, IdConflict, NotFound, Outcome, SignalOp, Started, StartOp
-from onward._store.records import FINAL, Filter
+from onward._store.records import FINAL, Filter, NewWorkflow
 from onward._store.within.base import CallerConnection
 from onward.context import Signal
 from onward.definitions import BoundWorkflow, Workflow
@@ -32,6 +35,9 @@ from onward.worker import is_worker_loop
 
 R = TypeVar("R")
 T = TypeVar("T")
+
+SHARE = 1_000
+"""Starts of one call whose operations are made in one go."""
 
 
 def refuse_in_workflow() -> None:
@@ -72,14 +78,20 @@ def bound_workflow(workflow: object, args: tuple[Any, ...], kwargs: Mapping[str,
 def bound_workflows(workflows: Iterable[BoundWorkflow[R]]) -> tuple[list[BoundWorkflow[R]], CallerConnection | None]:
     """The workflows of a `start_many`, and the one `tx=` of all of them."""
     bounds = list(workflows)
+    tx: CallerConnection | None = None
+    options: StartOptions | None = None
     for bound in bounds:
         if not isinstance(bound, BoundWorkflow):
             raise ConfigurationError(f"start_many takes bound workflows: my_workflow.bind(args), not {bound!r}")
-    tx = bounds[0].options.tx if bounds else None
-    if any(bound.options.tx is not tx for bound in bounds):
-        raise ConfigurationError(
-            "start_many writes in one transaction: give all workflows the same using(tx=), or none"
-        )
+        if bound.options is options:
+            continue
+        if options is None:
+            tx = bound.options.tx
+        options = bound.options
+        if options.tx is not tx:
+            raise ConfigurationError(
+                "start_many writes in one transaction: give all workflows the same using(tx=), or none"
+            )
     return bounds, tx
 
 
@@ -92,8 +104,9 @@ def refuse_tx_of_run(bound: BoundWorkflow[Any]) -> None:
         )
 
 
-def start_ops(bounds: Sequence[BoundWorkflow[Any]]) -> list[StartOp]:
-    """The inserts of some starts. All checks of all of them are made here."""
+def start_ops(bounds: Sequence[BoundWorkflow[Any]]) -> Iterator[StartOp]:
+    """The inserts of some starts. All checks of all of them are made here; the operations themselves are made as they are
+    taken, while the database writes those before."""
     encoded: list[tuple[str, str]] = []
     spec: WorkflowSpec | None = None
     for bound in bounds:
@@ -101,12 +114,28 @@ def start_ops(bounds: Sequence[BoundWorkflow[Any]]) -> list[StartOp]:
             spec = bound.spec
             spec.arguments.resolve()
             spec.result.resolve()
-        encoded.append(spec.arguments.encode_with_digest(bound.args, bound.kwargs))
+            encode = spec.arguments.encode_with_digest
+        encoded.append(encode(bound.args, bound.kwargs))
+    return itertools.chain.from_iterable(
+        _share_of_ops(bounds[at : at + SHARE], encoded[at : at + SHARE]) for at in range(0, len(bounds), SHARE)
+    )
+
+
+def _share_of_ops(bounds: Sequence[BoundWorkflow[Any]], encoded: Sequence[tuple[str, str]]) -> list[StartOp]:
     ids, seeds = new_workflow_ids(len(bounds)), new_seeds(len(bounds))
-    return [
-        StartOp(new_workflow(bound.spec, bound.options, bound.options.id or id, payload, digest, seed=seed))
-        for bound, (payload, digest), id, seed in zip(bounds, encoded, ids, seeds, strict=True)
-    ]
+    ops: list[StartOp] = []
+    alike: NewWorkflow | None = None
+    spec: WorkflowSpec | None = None
+    options: StartOptions | None = None
+    for bound, (payload, digest), own_id, seed in zip(bounds, encoded, ids, seeds, strict=True):
+        workflow_id = bound.options.id or own_id
+        if alike is not None and bound.options is options and bound.spec is spec:
+            new = replace(alike, id=workflow_id, payload=payload, digest=digest, seed=seed)
+        else:
+            spec, options = bound.spec, bound.options
+            new = alike = new_workflow(spec, options, workflow_id, payload, digest, seed=seed)
+        ops.append(StartOp(new, has_new_id=workflow_id is own_id))
+    return ops
 
 
 def signal_op(workflow_id: str, signal: Signal[T], value: T) -> SignalOp:

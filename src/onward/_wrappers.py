@@ -69,9 +69,9 @@ class Step(Generic[P, R_co]):
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> Coroutine[Any, Any, R_co]:
         """In a workflow: run the step durably. Elsewhere: run the function."""
         spec = self._spec
-        spec.arguments.bind(args, kwargs)
         execution = current_execution()
         if execution is None:
+            spec.arguments.bind(args, kwargs)
             if spec.is_transactional:
                 raise NotInWorkflow(
                     f"transactional step {spec.name!r} was called outside a workflow, where it has no transaction; "
@@ -219,7 +219,7 @@ class BoundWorkflow(Generic[R_co]):
         self.spec = spec
         self.options = options
         self.args = args
-        self.kwargs = dict(kwargs)
+        self.kwargs = dict(kwargs) if kwargs else {}
 
     def __repr__(self) -> str:
         return f"<onward.BoundWorkflow {self.spec.name!r} of {_place(self.spec.fn)}>"

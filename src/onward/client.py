@@ -157,13 +157,14 @@ class AsyncClient:
         outcomes: Iterable[Outcome]
         if tx is None:
             connection = await self._connection()
-            outcomes = await connection.write_many(ops)
+            outcomes = await connection.write_many(ops, len(bounds))
         else:
             self._refuse_closed()
-            outcomes = await self._transactions.write_async(tx, ops)
+            outcomes = await self._transactions.write_async(tx, [*ops])
         started = [checked_start(outcome, bound.spec) for bound, outcome in zip(bounds, outcomes, strict=True)]
+        connect, transactions, is_within = self._connection, self._transactions, tx is not None
         return [
-            AsyncHandle(self._connection, self._transactions, one, bound.spec, is_within=tx is not None)
+            AsyncHandle(connect, transactions, one, bound.spec, is_within=is_within)
             for bound, one in zip(bounds, started, strict=True)
         ]
 
@@ -341,7 +342,7 @@ class Client:
             handles = self._call(lambda: self._async.start_many(bounds))
             started = [Started(handle.id, handle.created) for handle in handles]
         else:
-            outcomes = self._transactions.write(tx, start_ops(bounds))
+            outcomes = self._transactions.write(tx, [*start_ops(bounds)])
             started = [checked_start(outcome, bound.spec) for bound, outcome in zip(bounds, outcomes, strict=True)]
         pairs = zip(started, bounds, strict=True)
         return [self._handle(one, bound.spec, is_within=tx is not None) for one, bound in pairs]

@@ -148,6 +148,7 @@ class Worker:
         self._store: Store = coded(open_store(self.url, _clock, probe=probe), checked_codec(codec))
         if _seams is not None:
             self._store = _seams.wrap_store(self._store)
+        self._is_open = False
         self._is_abandoned = False
         self._stopping = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
@@ -220,7 +221,8 @@ class Worker:
         """The whole life, in one task: what is entered here is left here."""
         loop = asyncio.get_running_loop()
         async with AsyncExitStack() as stack:
-            await self._store.open(migrate=True)
+            if not self._is_open:
+                await self._open()
             stack.push_async_callback(self._store.close)
             if self._lifespan is not None:
                 manager = _entered_by(self._lifespan)
@@ -238,6 +240,11 @@ class Worker:
             stopped.cancel()
             if engine.failed.done():
                 engine.failed.result()
+
+    async def _open(self) -> None:
+        """Open the store, ahead of `run` if need be: the command line says what is wrong with it before all else."""
+        await self._store.open(migrate=True)
+        self._is_open = True
 
     async def _end(self, engine: Engine) -> None:
         await (engine.bury() if self._is_abandoned else engine.stop())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import logging
 import subprocess
@@ -66,6 +67,25 @@ def test_version_loads_neither_the_client_nor_the_engine_nor_asyncio() -> None:
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == "[]"
+
+
+def test_the_worker_command_loads_neither_the_client_nor_a_driver() -> None:
+    unwanted = {
+        "onward.client",
+        "onward._store.sqlite.store",
+        "onward._store.memory.store",
+        "psycopg",
+        "importlib.resources",
+    }
+    script = "import sys\nimport onward.cli.worker\nprint(sorted(" + repr(unwanted) + " & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"
+
+
+def test_a_command_that_ends_has_left_garbage_collection_on(cli: Cli) -> None:
+    assert gc.isenabled()
+    assert cli("worker", "no_such_module").exit_code == 2
+    assert gc.isenabled()
 
 
 def test_python_m_onward_is_the_command() -> None:

@@ -144,3 +144,66 @@ async def test_the_seed_is_given_to_the_worker_and_to_nobody_else(world: World) 
     await claim_one(store)
     assert "5eed" not in repr(await row(store))
     assert not hasattr(await row(store), "seed")
+
+
+async def test_starts_with_ids_of_their_own_keep_what_each_was_given(world: World) -> None:
+    """More kinds of rows than fit into one statement, with texts that need care; in order of id, whatever order they come in."""
+    store = await world.open()
+    texts = ['["\\\\"]', '{"a":"b,{}\\""}', '"NULL"', "[1,\n2]"]
+    ops = [
+        StartOp(
+            new(
+                f"n-{999 - n}", payload=texts[n % 4], digest=f"d{n}", seed=f"{n:032}", queue=f"q{n % 2}", priority=n,
+                partition=(None, "NULL", 'a"\\,{b}', "")[n % 4], tags='{"x":"\\"}"}' if n % 3 else None, delay_us=n * SECOND,
+                run_at=T0 + SECOND if n % 5 == 4 else None, timeout_us=SECOND if n % 7 else None, max_attempts=n + 1,
+            ),
+            has_new_id=True,
+        )
+        for n in range(150)
+    ]  # fmt: skip
+    assert await store.write(ops) == [Started(op.workflow.id, True, None, "pending") for op in ops]
+    for n, op in enumerate(ops):
+        found, wanted = await row(store, op.workflow.id), op.workflow
+        assert (found.payload, found.queue, found.priority, found.partition, found.tags, found.max_attempts) == (
+            wanted.payload, wanted.queue, wanted.priority, wanted.partition, wanted.tags, wanted.max_attempts,
+        )  # fmt: skip
+        assert found.next_run_at == (T0 + SECOND if n % 5 == 4 else T0 + n * SECOND)
+    assert await store.seed("n-999") == f"{0:032}"
+
+
+async def test_an_id_that_should_be_new_and_is_not_is_found_and_all_others_are_started(world: World) -> None:
+    """The very same start written twice says created twice; somebody else's is found, or is a conflict."""
+    store = await world.open()
+    same = StartOp(new("same", seed="1" * 32), has_new_id=True)
+    await store.write([same, StartOp(new("other"))])
+    batch = [
+        StartOp(new("fresh"), has_new_id=True),
+        same,
+        StartOp(new("other", seed="2" * 32), has_new_id=True),
+        StartOp(new("other", digest="d2", payload="[2]"), has_new_id=True),
+    ]
+    assert await store.write(batch) == [
+        Started("fresh", True, None, "pending"),
+        Started("same", True, None, "pending"),
+        Started("other", False, None, "pending"),
+        IdConflict("other", "flow"),
+    ]
+    assert await store.counts() == {"pending": 3}
+
+
+async def test_a_large_batch_may_hold_what_is_there_what_conflicts_and_what_is_new(world: World) -> None:
+    """Each is answered for itself, in the order of the batch, also where it names an id twice."""
+    store = await world.open()
+    await store.write([StartOp(new(f"w-{n}", type="flow" if n % 2 else "other")) for n in range(0, 60, 3)])
+    batch = [StartOp(new(f"w-{n % 60}", seed=f"{n:032}")) for n in range(120)]
+    outcomes = await store.write(batch)
+    for n, outcome in enumerate(outcomes):
+        number = n % 60
+        if number % 6 == 0:
+            assert outcome == IdConflict(f"w-{number}", "other")
+        else:
+            assert outcome == Started(f"w-{number}", n < 60 and number % 3 != 0, None, "pending")
+    assert await store.counts() == {"pending": 60}
+    fresh = [StartOp(new(f"x-{n}", priority=n)) for n in range(100)]
+    assert await store.write(fresh) == [Started(f"x-{n}", True, None, "pending") for n in range(100)]
+    assert [(await row(store, f"x-{n}")).priority for n in range(100)] == [*range(100)]

@@ -1,6 +1,7 @@
-"""The upgrade that PostgreSQL has behind it: a release that knows the first schema alone works on while the second is made.
+"""The upgrade that PostgreSQL has behind it: a release that knows the first schema alone works on while the later ones are
+made.
 
-The old release is this library without its second migration, and with the one statement that came to need it as it was before:
+The old release is this library without its later migrations, and with the one statement that came to need it as it was before:
 it compared what was started by digest, for nothing could be started by SQL yet. The new release is this library as it is.
 """
 
@@ -22,7 +23,7 @@ from onward._store.statements import load_statements
 from tests.engine.support import MODES, Lab, wait_for
 
 FIRST = known_migrations()[:1]
-SECOND = known_migrations()[1]
+NUMBERS = [migration.number for migration in known_migrations()]
 ADDED = " OR (w.digest LIKE 'sql:%' AND onward.same_arguments(w.payload, r.payload::json))"
 go = Signal("go", str)
 
@@ -128,7 +129,7 @@ async def test_workflows_in_flight_under_the_old_release_end_beside_the_second_s
         await lab.parked("sleeper")
         assert lab.numbers() == [1]
         await lab.upgrade()
-        assert lab.numbers() == [1, SECOND.number]
+        assert lab.numbers() == NUMBERS
         go_on.set()
         # What only the new schema has, to the old release's worker: SQL starts a workflow and signals another.
         lab.sql(f"SELECT {lab.schema}.signal('waiter', 'go', '\"x\"')")
@@ -152,7 +153,7 @@ async def test_what_the_old_release_leaves_in_the_middle_the_new_one_finishes(la
             await lab.parked("waiter")
             await lab.parked("sleeper")
     async with lab.running(waiter, sleeper) as client:
-        assert lab.numbers() == [1, SECOND.number]
+        assert lab.numbers() == NUMBERS
         await client.signal("waiter", go, "x")
         lab.clock.advance(3600)
         assert await client.handle("waiter", waiter).result(timeout=10) == "ax"
@@ -177,7 +178,7 @@ async def test_workers_of_both_releases_drain_one_queue_and_run_each_body_once(l
     async with contextlib.AsyncExitStack() as ends:
         ends.push_async_exit(old_worker)
         async with lab.client() as client, lab.working(three, slots=3):
-            assert lab.numbers() == [1, SECOND.number]
+            assert lab.numbers() == NUMBERS
             handles = await client.start_many(three.using(id=f"w{n}").bind(f"w{n}") for n in range(60))
             for n, handle in enumerate(handles):
                 assert await handle.result(timeout=10) == [f"w{n}-0", f"w{n}-1", f"w{n}-2"]

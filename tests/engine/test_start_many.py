@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from onward import AsyncClient, BoundWorkflow, CodecError, ConfigurationError, WorkflowIdConflict, workflow
+from onward import AsyncClient, BoundWorkflow, CodecError, ConfigurationError, WorkflowIdConflict, _requests, workflow
 from onward._engine import connection
 from tests.engine.support import Lab
 
@@ -68,6 +68,26 @@ async def test_more_than_one_share_is_started_in_order(plain_lab: Lab, monkeypat
         with pytest.raises(WorkflowIdConflict, match="w-12"):
             await client.start_many(flow.using(id=f"w-{n}").bind("y") for n in (40, 12, 13, 41))
         assert sum((await client.counts()).values()) == 37
+
+
+async def test_what_is_there_what_conflicts_and_what_is_new_across_shares(
+    plain_lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first refusal is raised after all others are started; without it each handle says whether it was created."""
+    monkeypatch.setattr(connection, "SHARE", 50)
+    monkeypatch.setattr(_requests, "SHARE", 35)
+    async with plain_lab.client() as client:
+        await client.start_many(flow.using(id=f"w-{n}").bind("x") for n in range(0, 300, 4))
+        bounds = [flow.using(id=f"w-{n}" if n % 2 == 0 else None).bind("x") for n in range(300)]
+        handles = await client.start_many(bounds)
+        assert [handle.created for handle in handles] == [n % 4 != 0 for n in range(300)]
+        assert [handle.id for handle in handles[::2]] == [f"w-{n}" for n in range(0, 300, 2)]
+        assert len({handle.id for handle in handles}) == 300
+        with pytest.raises(WorkflowIdConflict, match="w-40"):
+            await client.start_many(
+                flow.using(id=f"w-{n}").bind("y" if n in (40, 130) else "x") for n in range(0, 600, 2)
+            )
+        assert sum((await client.counts()).values()) == 300 + 150
 
 
 async def test_options_of_each_one_are_kept(plain_lab: Lab) -> None:

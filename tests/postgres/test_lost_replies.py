@@ -26,8 +26,8 @@ TEXTS = {name: one.wire.decode() for name, one in compile_statements("onward", S
 TEXTS["step's commit"] = "^COMMIT$"
 WORKERS_STATEMENTS = {
     "claim": ("claim_due", 1),  # the first one asks for rows that must run alone
-    "first entry": ("record_entries", 0),
-    "later entry": ("record_entries", 1),
+    "first entry": ("record_entry", 0),
+    "later entry": ("record_entry", 1),
     "entry with more": ("insert_entries", 1),
     "park": ("park_rows", 0),
     "later park": ("park_rows", 2),
@@ -100,6 +100,24 @@ def test_a_client_that_loses_the_reply_to_a_start_has_started_once(
             assert handle.result(timeout=30) == 13
     assert scene.rows("SELECT id FROM onward_workflows") == ["one"]
     assert len(scene.bodies()) == 3
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("statement", ["insert_new_starts", "insert_starts", "^COMMIT$"])
+def test_a_client_that_loses_the_reply_to_many_starts_has_started_each_once(
+    scene: PostgresScene, proxy: Proxy, loss: Loss, statement: str
+) -> None:
+    """With ids that were made for them, and with chosen ones."""
+    scene.start()
+    flow = flows.three
+    proxy.lose(loss, TEXTS.get(statement, statement))
+    with Client(proxy.url) as client:
+        are_chosen = statement != "insert_new_starts"
+        handles = client.start_many(flow.using(id=f"{n}" if are_chosen else None).bind(n) for n in range(40))
+        assert len(proxy.losses) == 1
+        assert [handle.created for handle in handles] == [True] * 40
+        ids = sorted(handle.id for handle in handles)
+    assert scene.rows("SELECT id FROM onward_workflows ORDER BY id") == ids
 
 
 @pytest.mark.parametrize("loss", LOSSES)

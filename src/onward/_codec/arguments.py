@@ -22,9 +22,15 @@ ARGUMENTS_SHOWN = 1024
 """Bytes of the arguments' text kept beside their digest."""
 
 
+_EMPTY = blake2b(digest_size=8)
+"""Copied for each digest: that takes half the time of making one anew."""
+
+
 def digest_text(text: str | bytes) -> str:
     """16 hex digits that stand for a text."""
-    return blake2b(text.encode() if isinstance(text, str) else text, digest_size=8).hexdigest()
+    digest = _EMPTY.copy()
+    digest.update(text.encode() if isinstance(text, str) else text)
+    return digest.hexdigest()
 
 
 class ArgumentsCodec:
@@ -104,25 +110,30 @@ class ArgumentsCodec:
             data = canonical_json(bound)
         except Exception:  # clients, pools, surrogates, cycles: nothing that a digest could be made of
             return None, None
-        digest = blake2b(data, digest_size=8).hexdigest()
+        digest = digest_text(data)
         return digest, data.decode() if len(data) <= ARGUMENTS_SHOWN else data[:ARGUMENTS_SHOWN].decode(errors="ignore")
 
     def take(
         self, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any], str | None, str | None]:
-        """What a durable call keeps of its arguments: what `freeze` and then `digest` give. `bind` has accepted them."""
+        """What a durable call keeps of its arguments: what `freeze` and then `digest` give. Raises as `bind` does."""
+        if not self._is_inspected:
+            self._inspect()
+        names = self._names
+        if kwargs or not self._required <= len(args) <= len(names):
+            self._bound(args, kwargs)
         for value in args:
             if type(value) not in ATOMS:
                 break
         else:
-            if not kwargs and len(args) <= len(self._names):  # the plain case, without a further call
+            if not kwargs and len(args) <= len(names):  # the plain case, without a further call
                 try:
-                    bound = {self._names[0]: args[0]} if len(args) == 1 else dict(zip(self._names, args, strict=False))
+                    bound = {names[0]: args[0]} if len(args) == 1 else dict(zip(names, args, strict=False))
                     data = _canonical(bound)
                 except (TypeError, ValueError):
                     return args, kwargs, *self.digest(args, kwargs)
                 if len(data) <= ARGUMENTS_SHOWN:
-                    return args, kwargs, blake2b(data, digest_size=8).hexdigest(), data.decode()
+                    return args, kwargs, digest_text(data), data.decode()
         return *self.freeze(args, kwargs), *self.digest(args, kwargs)
 
     def encode(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> str:
@@ -138,7 +149,7 @@ class ArgumentsCodec:
             data = canonical_json(bound)
         except Exception:  # as in `digest`
             data = payload.encode()
-        return payload, blake2b(data, digest_size=8).hexdigest()
+        return payload, digest_text(data)
 
     def _encode(self, bound: Mapping[str, Any]) -> str:
         if self._is_plain and self._signature is not None:

@@ -15,6 +15,8 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Protocol
 
+import msgspec
+
 from onward._engine import failpoints
 from onward._engine.failures import StepTimeout
 from onward._engine.replay.commands import RunStep
@@ -69,23 +71,20 @@ class Transactor(Protocol):
 _making_info = threading.Lock()
 
 
-class Body:
+class Body(msgspec.Struct, eq=False):
     """One running try of a step."""
 
-    __slots__ = ("_info", "command", "host", "is_cancelled", "is_dropped", "started_at", "task", "tries")
-
-    def __init__(self, command: RunStep, host: Host, tries: int, started_at: int) -> None:
-        self.command = command
-        self.host = host
-        self._info: StepInfo | None = None
-        self.tries = tries
-        """This try's number, 1 for the first."""
-        self.started_at = started_at
-        self.is_cancelled = False
-        """It was asked to end: whatever it raises, there is no further try."""
-        self.is_dropped = False
-        """Its result is no longer wanted."""
-        self.task: asyncio.Future[Any] | None = None
+    command: RunStep
+    host: Host
+    tries: int
+    """This try's number, 1 for the first."""
+    started_at: int
+    is_cancelled: bool = False
+    """It was asked to end: whatever it raises, there is no further try."""
+    is_dropped: bool = False
+    """Its result is no longer wanted."""
+    task: asyncio.Future[Any] | None = None
+    _info: StepInfo | None = None
 
     @property
     def info(self) -> StepInfo:

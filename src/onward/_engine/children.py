@@ -18,6 +18,7 @@ from onward.errors import WorkflowIdConflict
 
 if TYPE_CHECKING:
     from onward._engine.runner import Runner
+    from onward._store.records import EntryKind
 
 
 class Children:
@@ -52,7 +53,8 @@ class Children:
             pass  # its await was cancelled meanwhile; a child that was started goes on by itself
         elif isinstance(outcome, IdConflict):
             error = WorkflowIdConflict(op.workflow.id, outcome.existing_type, op.workflow.type)
-            runner.deliver(command.key, "start" if command.confirm else "child", error=describe(error))
+            kind: EntryKind = "start" if command.confirm else "child"
+            runner.deliver(runner.new_entry(command.key, kind, None, describe(error)))
         elif command.confirm:
-            runner.deliver(command.key, "start", result=msgspec.json.encode(op.workflow.id).decode())
+            runner.deliver(runner.new_entry(command.key, "start", msgspec.json.encode(op.workflow.id).decode()))
         runner.settle()

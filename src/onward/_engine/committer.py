@@ -80,7 +80,8 @@ class Committer:
         self._rng = rng or random.Random()
         self._moved = moved
         self._queue: list[tuple[Op, Owner]] = []
-        self._wake = asyncio.Event()
+        self._sleep: asyncio.Future[None] | None = None
+        """What the task awaits while nothing is to be written."""
         self._idle = asyncio.Event()
         self._idle.set()
         self._task: asyncio.Task[None] | None = None
@@ -142,17 +143,23 @@ class Committer:
             return
         self._queue.append((op, owner))
         if len(self._queue) == 1:
-            self._wake.set()
+            self._wake()
             self._idle.clear()
 
+    def _wake(self) -> None:
+        sleep, self._sleep = self._sleep, None
+        if sleep is not None and not sleep.done():
+            sleep.set_result(None)
+
     async def _run(self) -> None:
+        loop = asyncio.get_running_loop()
         while True:
-            await self._wake.wait()
+            if not self._queue and not self._is_recalled:
+                self._sleep = loop.create_future()
+                await self._sleep
             if self._is_recalled:
                 await self._flush_aside()
             batch, self._queue = self._queue[:MAX_BATCH], self._queue[MAX_BATCH:]
-            if not self._queue and not self._is_recalled:
-                self._wake.clear()
             if batch:
                 await self._flush(batch)
             del batch  # else an idle worker would keep the executions of its last batch
@@ -161,7 +168,6 @@ class Committer:
 
     async def _flush(self, batch: list[tuple[Op, Owner]], *, is_retry: bool = False) -> None:
         delay, deadline = 0.02, None
-        loop = asyncio.get_running_loop()
         while batch := [item for item in batch if not item[1].is_dropped]:
             failpoints.hit("flush:before")
             try:
@@ -176,6 +182,7 @@ class Committer:
                 return
             except (TransientStoreError, OutcomeUnknown, FatalStoreError) as error:
                 is_retry = is_retry or isinstance(error, OutcomeUnknown)
+                loop = asyncio.get_running_loop()
                 if deadline is None and self._patience_s is not None:
                     deadline = loop.time() + self._patience_s
                 give_up = self._patience_s is not None and isinstance(error, FatalStoreError)
@@ -230,7 +237,7 @@ class Committer:
     def _recall(self) -> None:
         self._aside_timer = None
         self._is_recalled = True
-        self._wake.set()
+        self._wake()
 
     async def _flush_aside(self) -> None:
         """Write what stands aside, looking before: nobody knows what became of it meanwhile."""

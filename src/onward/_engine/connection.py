@@ -6,7 +6,8 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
-from collections.abc import Callable, Sequence
+import itertools
+from collections.abc import Callable, Iterable, Sequence
 from typing import Self
 
 import msgspec
@@ -109,24 +110,26 @@ class Connection:
         finally:
             self._calls.discard(call)
 
-    async def write_many(self, ops: Sequence[Op]) -> Sequence[Outcome]:
-        """Commit operations that do not depend on each other: where one is refused, all others are written before its error
-        is raised. The first ones are on their way to the database while the later ones are still being queued."""
+    async def write_many(self, ops: Iterable[Op], count: int) -> Sequence[Outcome]:
+        """Commit `count` operations that do not depend on each other: where one is refused, all others are written before its
+        error is raised. The first ones are on their way to the database while the later ones are still being made."""
         self.store.check_caller()
-        if not ops:
+        left = iter(ops)
+        if count == 0:
             return []
-        if len(ops) == 1:
-            return [await self.write(ops[0])]
-        calls = _ManyCalls(self.loop, len(ops))
+        if count == 1:
+            return [await self.write(next(left))]
+        calls = _ManyCalls(self.loop, count)
+        submit, one = self.committer.submit, calls.one
         self._calls.add(calls)
         try:
-            for start in range(0, len(ops), SHARE):
+            for start in range(0, count, SHARE):
                 if start:
                     await asyncio.sleep(0)
                     if self._is_closed:
                         raise ConfigurationError("this client was closed during a call; a part of it may be written")
-                for index in range(start, min(start + SHARE, len(ops))):
-                    self.committer.submit(ops[index], calls.one(index))
+                for index, op in enumerate(itertools.islice(left, SHARE), start):
+                    submit(op, one(index))
             await calls.future
         finally:
             self._calls.discard(calls)

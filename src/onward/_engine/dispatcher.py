@@ -13,11 +13,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import math
 from collections.abc import Awaitable, Callable, Sequence
 from typing import TYPE_CHECKING
 
+from onward._engine.ahead import Ahead, read_histories
 from onward._engine.runner import Runner
-from onward._store.records import Claimed, ClaimRequest, Loaded
+from onward._store.records import Claimed, ClaimRequest
 from onward.errors import StoreError
 
 if TYPE_CHECKING:
@@ -47,6 +49,8 @@ class Dispatcher:
         self._held: dict[str, Runner] = {}
         self._leaving_count = 0
         """How many of them only wait for the commit of their last operation."""
+        self._ahead = Ahead(engine.options.slots // 2, engine.loop.time)
+        self._is_beginning = False
         self._only = None if engine.options.only is None else set(engine.options.only)
         self._types = tuple(engine.options.workflows)
         self._queues = engine.options.queues
@@ -96,6 +100,7 @@ class Dispatcher:
         self.tasks = []
         if self._end_subscription is not None:
             self._end_subscription()
+        self._ahead.clear()
         for runner in list(self._held.values()):
             runner.wind_down()
         loop = self._engine.loop
@@ -189,8 +194,8 @@ class Dispatcher:
 
     @property
     def held_count(self) -> int:
-        """How many executions are in memory. Callable from any thread."""
-        return len(self._held)
+        """How many executions have begun and are in memory. Callable from any thread."""
+        return len(self._held) - len(self._ahead)
 
     @property
     def held_ids(self) -> list[str]:
@@ -205,7 +210,9 @@ class Dispatcher:
     def leaving(self) -> None:
         """A runner has submitted its last operation: its slot is free, so that a claim follows that flush at once."""
         self._leaving_count += 1
+        self._ahead.left()
         self._hint.set()
+        self._begin_soon()
 
     def released(self, runner: Runner, *, was_leaving: bool) -> None:
         """A runner has ended."""
@@ -213,10 +220,12 @@ class Dispatcher:
         if self._held.get(runner.row.id) is not runner:
             return
         del self._held[runner.row.id]
+        self._ahead.forget(runner.row.id)
         if not self._held:
             self._is_alone = False
             self._emptied.set()
         self._hint.set()
+        self._begin_soon()
 
     # ------------------------------------------------------------------ tasks
 
@@ -236,6 +245,7 @@ class Dispatcher:
         loop, store = self._engine.loop, self._engine.store
         if loop.time() >= self._reconcile_at:
             await self._reconcile()
+        self._ahead.give_back()
         if loop.time() >= self._adopt_at:
             self._adopted_at = loop.time()
             self._adopt_at = self._adopted_at + POLL_S
@@ -258,12 +268,17 @@ class Dispatcher:
     @property
     def _has_room(self) -> bool:
         """Whether another row could be taken now."""
-        is_free = self._free_slots > 0
-        return is_free and not self._is_alone and not self._drains_for_quarantine()
+        return self._room > 0 and not self._is_alone and not self._drains_for_quarantine()
 
     @property
     def _free_slots(self) -> int:
-        return self._engine.options.slots - len(self._held) + self._leaving_count
+        """How many more may begin."""
+        return self._engine.options.slots - len(self._held) + self._leaving_count + len(self._ahead)
+
+    @property
+    def _room(self) -> int:
+        """How many more rows may be claimed."""
+        return max(0, self._free_slots - len(self._ahead)) + self._ahead.room()
 
     @property
     def _is_due(self) -> bool:
@@ -284,7 +299,7 @@ class Dispatcher:
     async def _rest(self) -> None:
         """Wait for a hint, or until the next row is due."""
         loop = self._engine.loop
-        until = min(self._adopt_at, self._reconcile_at)
+        until = min(self._adopt_at, self._reconcile_at, self._ahead.gives_up_at or math.inf)
         if self._has_room:
             if loop.time() >= self._ask_at:
                 await self._ask()
@@ -326,10 +341,10 @@ class Dispatcher:
             return False
         claimed_any = False
         for queue in self._queues:
-            free = self._free_slots
-            if free <= 0:
+            room = self._room
+            if room <= 0:
                 break
-            rows = await self._engine.store.claim(self._request(queue, free))
+            rows = await self._engine.store.claim(self._request(queue, room))
             if rows:
                 claimed_any = True
                 await self._take(rows)
@@ -372,14 +387,15 @@ class Dispatcher:
         return None if self._only is None else tuple(sorted(self._only))
 
     async def _take(self, rows: Sequence[Claimed]) -> None:
-        """Begin the claimed executions; histories are read after the claim has committed."""
+        """Begin the claimed executions, as far as there are slots; histories are read after the claim has committed."""
         worker_id = self._engine.worker_id
         runners = {row.id: Runner(self._engine, row, self._engine.workflow(row.type)) for row in rows}
         self._held.update(runners)
         self._emptied.clear()
+        self._ahead.add(runners)
         known = [row.id for row in rows if not row.is_fresh]
         try:
-            loaded = await self._load(known) if known else {}
+            loaded = await read_histories(self._engine.store, known) if known else {}
         except BaseException:  # nothing of these has begun: forget them, and let reconciliation release the rows
             for runner in runners.values():
                 runner.drop()
@@ -387,33 +403,31 @@ class Dispatcher:
         if worker_id != self._engine.worker_id:
             return  # declared dead meanwhile: drop_all has dropped these as well
         for row in rows:
-            runner = runners[row.id]
-            if runner.is_dropped:
-                continue
-            if not row.is_fresh and row.id not in loaded:
-                runner.drop()
-                continue
-            history = loaded.get(row.id)
+            if row.is_fresh or row.id in loaded:
+                self._ahead.loaded(runners[row.id], loaded.get(row.id))
+            else:
+                runners[row.id].drop()
+        self._begin_ready()
+        self._mail_hint.set()  # what came between claim and load has had its hint already
+
+    def _begin_soon(self) -> None:
+        """A slot is free: begin what was claimed ahead in the loop's next turn."""
+        if len(self._ahead) and not self._is_beginning and not self.is_stopping:
+            self._is_beginning = True
+            self._engine.loop.call_soon(self._begin_ready)
+
+    def _begin_ready(self) -> None:
+        """Begin what is read, as far as there are slots."""
+        self._is_beginning = False
+        while not self.is_stopping and self._free_slots > 0 and (item := self._ahead.take()) is not None:
+            runner, history = item
             if isinstance(history, Exception):
                 runner.fail_certainly(history)
             else:
                 runner.begin(history)
-        self._mail_hint.set()  # what came between claim and load has had its hint already
-
-    async def _load(self, workflow_ids: Sequence[str]) -> dict[str, Loaded | Exception]:
-        """Histories by id. A row that somebody has spoiled spoils the whole read: then each is read alone."""
-        store = self._engine.store
-        try:
-            return {item.id: item for item in await store.load(workflow_ids)}
-        except StoreError:
-            raise
-        except Exception as error:
-            if len(workflow_ids) == 1:
-                return {workflow_ids[0]: error}
-        found: dict[str, Loaded | Exception] = {}
-        for workflow_id in workflow_ids:
-            found.update(await self._load([workflow_id]))
-        return found
+        if self._ahead.has_mail:
+            self._ahead.has_mail = False
+            self._mail_hint.set()  # it has had its hint already
 
     async def _read_mail(self, wanted: Sequence[tuple[str, int]]) -> None:
         """Hand new mail to the executions in memory; spoiled mail hurts its own workflow only, as above."""
@@ -466,14 +480,11 @@ class Dispatcher:
 
     async def _read_news(self) -> None:
         """Read the mail of those held executions whose rows say that there is some."""
-        engine = self._engine
-        signals = await engine.store.signals(engine.worker_id)
-        held = self._held
-        wanted = [
-            (workflow_id, held[workflow_id].inputs.last_mail)
-            for workflow_id, count in signals.items()
-            if workflow_id in held and count > held[workflow_id].inputs.seen
-        ]
+        held, ahead = self._held, self._ahead
+        signals = await self._engine.store.signals(self._engine.worker_id)
+        behind = [one for key, n in signals.items() if (one := held.get(key)) is not None and n > one.inputs.seen]
+        wanted = [(one.row.id, one.inputs.last_mail) for one in behind if one.row.id not in ahead]
+        ahead.has_mail |= len(wanted) < len(behind)  # what is read once they begin may bring it, too
         if wanted:
             await self._read_mail(wanted)
 

@@ -34,12 +34,15 @@ class Pending:
 
     def take(self, core: Execution) -> None:
         """Take what workflow code has issued; an entry that the core made itself goes to the committer at once."""
-        commands = core.take_commands()
-        if not self.commands and len(commands) == 1 and type(commands[0]) is RunStep:  # the usual case
-            self.commands = commands
-            return
+        issued = core.commands
+        if len(issued) == 1 and not self.commands:  # the usual case: a step
+            (only,) = issued.values()
+            if type(only) is RunStep:
+                issued.clear()
+                self.commands.append(only)
+                return
         taken: list[Command] = []
-        for command in commands:
+        for command in core.take_commands():
             if type(command) is Record:
                 self._runner.record(command.entry)
             else:
@@ -81,10 +84,13 @@ class Pending:
     def begin(self) -> None:
         """Begin what may begin."""
         runner, commands, steps = self._runner, self.commands, self._runner.steps
+        may_begin = runner.engine.may_begin_bodies
         while commands and runner.state == "running" and not steps.is_frozen:
             command = commands[-1]
             if type(command) is RunStep:
-                if not runner.may_begin(command):
+                if command.after > runner.committed or not may_begin():
+                    return
+                if command.spec.is_transactional and not runner.is_flushed:
                     return
                 commands.pop()
                 if not self._cancels or not self._is_cancelled(command):

@@ -58,9 +58,9 @@ class Runner:
     """
 
     __slots__ = (
-        "_activation_us", "_committed", "_core", "_grace_timer", "_had_timers", "_history",
-        "_is_new", "_last_seq", "_pending", "_rest", "_showing", "_submit", "_verdict", "children", "engine", "fence",
-        "inputs", "is_dropped", "row", "spec", "state", "steps",
+        "_activation_us", "_core", "_grace_timer", "_had_timers", "_history", "_is_new", "_is_watched", "_last_seq", "_pending",
+        "_rest", "_showing", "_submit", "_verdict", "children", "committed", "engine", "fence", "inputs", "is_dropped", "row",
+        "spec", "state", "steps",
     )  # fmt: skip
 
     def __init__(self, engine: Engine, row: Claimed, spec: WorkflowSpec) -> None:
@@ -73,7 +73,7 @@ class Runner:
         """→ escaping (an error left the function, siblings may end) → leaving (the last operation is submitted) → gone"""
         self._core: Execution | None = None
         self._history: list[Entry] = []
-        self._committed = 0
+        self.committed = 0
         """The highest entry known to be committed."""
         self._last_seq = 0
         """The highest number given to an entry, struck-out ones included."""
@@ -84,6 +84,8 @@ class Runner:
         self.inputs = Inputs(row.signals, row.deadline)
         self.children: Children | None = None
         self._showing: Showing | None = None
+        self._is_watched = engine.is_always_parking
+        """There is more to do at each turn than to begin commands: a test mode, or progress that is shown."""
         self._rest: Rest | None = None
         self._verdict: endings.Verdict | None = None
         self._grace_timer: asyncio.TimerHandle | None = None
@@ -98,11 +100,11 @@ class Runner:
         started = time.monotonic()
         if loaded is not None:
             self._history = list(loaded.entries)
-            self._committed = self._last_seq = loaded.last_seq
+            self.committed = self._last_seq = loaded.last_seq
             self.inputs.load(loaded)
             self.steps = Steps(self, loaded.retries)
         try:
-            self._core = self.engine.new_execution(self.row, self.spec, self._committed)
+            self._core = self.engine.new_execution(self.row, self.spec, self.committed)
             self._core.replay(self._history)
             self._had_timers = bool(self._history)  # should it have ended already: perhaps some were, by its last entry
         except NonDeterminismError as error:
@@ -140,14 +142,14 @@ class Runner:
             return
         if inputs.mail or core.loop.timers or inputs.deadline is not None:
             while core.ending is None and (item := inputs.pop(core, self.engine.now_us)) is not None:
-                self.deliver(item.key, item.kind, result=item.result, error=item.error, consumed=item.consumed)
+                self.deliver(self.new_entry(item.key, item.kind, item.result, item.error), item.consumed)
                 if self.state != "running":
                     return
         if core.ending is not None:
             self._ended(None)
             return
         pending = self._pending
-        if pending.commands and (self._is_watched or not pending.waits_for_commit(self._committed)):
+        if pending.commands and (self._is_watched or not pending.waits_for_commit(self.committed)):
             self._begin_commands()
             if self.state != "running":
                 return
@@ -157,11 +159,6 @@ class Runner:
             self.wind_down()
         elif self._rest is not None or steps.later or inputs.has_timed(core):
             self._resting.schedule(core, steps, inputs)
-
-    @property
-    def _is_watched(self) -> bool:
-        """Whether there is more to do at each turn than to begin commands: a test mode, or progress that is shown."""
-        return self._showing is not None or self.engine.is_always_parking
 
     @property
     def _has_starting(self) -> bool:
@@ -195,6 +192,7 @@ class Runner:
         """The workflow's progress."""
         if self._showing is None:
             self._showing = Showing(self)
+            self._is_watched = True
         return self._showing
 
     def show(self, text: str) -> None:
@@ -204,19 +202,21 @@ class Runner:
 
     def _go_on(self) -> None:
         """An entry is committed: begin what waited for it. Inputs were delivered as they came, so that often suffices."""
-        is_timed = self._rest is not None and self._rest.is_timed
-        if not is_timed and not self.engine.dispatcher.is_stopping:
-            self._begin_commands()
-        if is_timed or not self.steps.running:
+        if self._rest is not None and self._rest.is_timed:
+            self.settle()
+            return
+        if not self.engine.dispatcher.is_stopping:
+            if self._is_watched:
+                self._begin_commands()
+            else:
+                self._pending.begin()
+        if not self.steps.running:
             self.settle()
 
-    def may_begin(self, command: RunStep) -> bool:
-        """Whether the journal has been committed far enough, and the lease is known to hold."""
-        if command.after > self._committed or not self.engine.may_begin_bodies():
-            return False
-        if not command.spec.is_transactional:
-            return True
-        return self._last_seq <= self._committed and not self._has_starting
+    @property
+    def is_flushed(self) -> bool:
+        """Whether everything so far is committed, as a transactional step wants it."""
+        return self._last_seq <= self.committed and not self._has_starting
 
     def _gives_back(self) -> bool:
         """In always-park mode: give the row back after each entry if everything pending can as well begin later."""
@@ -236,58 +236,44 @@ class Runner:
     @property
     def wants_steps(self) -> bool:
         """Whether ends of step bodies still count."""
-        return self.state in {"running", "escaping"} and not self.is_dropped
+        return self.state in {"running", "escaping"}
 
     def new_entry(
-        self,
-        key: str,
-        kind: EntryKind,
-        *,
-        result: str | None = None,
-        error: str | None = None,
-        body: Body | None = None,
+        self, key: str, kind: EntryKind, result: str | None, error: str | None = None, body: Body | None = None
     ) -> Entry:
         """The next entry of the journal; its time never falls within one workflow."""
         assert self._core is not None
-        seq, at = self._last_seq + 1, max(self._core.loop.now_us, self.engine.now_us())
+        at, now_us = self.engine.now_us(), self._core.loop.now_us
+        at = max(at, now_us)
         if body is None:
-            return Entry(seq, key, kind, at, result, error)
+            return Entry(self._last_seq + 1, key, kind, at, result, error)
         command = body.command
         return Entry(
-            seq, key, kind, at, result, error, command.digest, command.arguments, body.tries, body.started_at
+            self._last_seq + 1, key, kind, at, result, error,
+            command.digest, command.arguments, body.tries, body.started_at,
         )  # fmt: skip
 
-    def deliver(
-        self,
-        key: str,
-        kind: EntryKind,
-        *,
-        result: str | None = None,
-        error: str | None = None,
-        consumed: tuple[int, ...] = (),
-        body: Body | None = None,
-    ) -> None:
+    def deliver(self, entry: Entry, consumed: tuple[int, ...] = ()) -> None:
         """Deliver a new entry and record it, unless it is an error that ends the workflow in this very drain."""
         core = self._core
         assert core is not None
-        entry = self.new_entry(key, kind, result=result, error=error, body=body)
         self._had_timers = bool(core.loop.timers) and core.next_timer() is not None
         if not self._feed(core, entry):
             return
-        if error is not None and kind == "step" and isinstance(core.ending, Raised):
+        key, is_step, error = entry.key, entry.kind == "step", entry.error
+        if is_step and error is not None and isinstance(core.ending, Raised):
             self._ended(entry)
             return
         self._last_seq = entry.seq
         self._history.append(entry)
-        progress = self._showing.take() if self._showing is not None else None
-        if kind == "step":
-            settled = self.steps.settled(key)
-            row = self.row  # an error may be struck out: no progress yet
-            resets = error is None and (row.attempts > 0 or row.crashes > 0) and self._resets_counters()
+        progress = None if self._showing is None else self._showing.take()
+        if is_step:
+            settled = self.steps.settled(key) if self.steps.recorded else ()
+            resets = error is None and self._resets_counters()  # an error may be struck out: no progress yet
             op = JournalOp(self.fence, (entry,), consumed, settled, key, progress, resets)
         else:
             op = JournalOp(self.fence, (entry,), consumed, progress=progress)
-            if kind == "child":
+            if entry.kind == "child":
                 self._pending.child_ended(key)
         self._submit(op, self)
         if core.commands:
@@ -322,10 +308,8 @@ class Runner:
             self._leave_if_quiet()
             return
         key, core = body.command.key, self._core
-        if (
-            core is not None and key in core.outstanding
-        ):  # else its await was cancelled, and that command is still pending
-            self.deliver(key, "step", result=result, error=error, body=body)
+        if core is not None and key in core.outstanding:  # else its await was cancelled: that command is still pending
+            self.deliver(self.new_entry(key, "step", result, error, body))
         self.settle()
 
     def step_put_off(self) -> None:
@@ -345,7 +329,7 @@ class Runner:
 
     def transaction_committed(self, entry: Entry, *, is_wanted: bool) -> None:
         """A transactional step has committed its own entry."""
-        self._committed = self._last_seq = entry.seq
+        self.committed = self._last_seq = entry.seq
         self._history.append(entry)
         self._resets_counters()
         core = self._core
@@ -408,7 +392,7 @@ class Runner:
 
     def _record_sibling(self, body: Body, result: str | None) -> None:
         """A body that was in flight when another branch's error escaped: its result is valid and is kept."""
-        entry = self.new_entry(body.command.key, "step", result=result, body=body)
+        entry = self.new_entry(body.command.key, "step", result, None, body)
         self._last_seq = entry.seq
         self._history.append(entry)
         self.submit(JournalOp(self.fence, (entry,), settled=self.steps.settled(entry.key), step=entry.key))
@@ -476,7 +460,8 @@ class Runner:
             return
         if type(op) is JournalOp:
             if op.entries:
-                self._committed = max(self._committed, op.entries[-1].seq)
+                seq = op.entries[-1].seq
+                self.committed = max(self.committed, seq)
                 if self._pending.commands and self.state == "running":
                     self._go_on()
             elif self._showing is not None:

@@ -16,6 +16,8 @@ TICKS = 4096
 """In a millisecond: the ids of one process count them, so that they sort in the order of their making."""
 PATIENCE_TICKS = 1000 * TICKS
 """A clock that has been set back by more than a second is followed."""
+_VARIANT = str.maketrans("0123456789abcdef", "89ab" * 4)
+"""A random hex digit as the first of an id's fourth group, whose two high bits are 10."""
 
 
 class _Ticks:
@@ -49,13 +51,25 @@ def new_workflow_ids(count: int) -> list[str]:
 
     48 bits of milliseconds, 12 of parts of a millisecond, 62 random ones.
     """
-    first = _ticks.take(count)
-    numbers = struct.unpack(f"{count}Q", secrets.token_bytes(8 * count))
-    return [
-        f"{tick >> 28:08x}-{tick >> 12 & 0xFFFF:04x}-7{tick & 0xFFF:03x}"
-        f"-{0x8000 | bits >> 48 & 0x3FFF:04x}-{bits & 0xFFFF_FFFF_FFFF:012x}"
-        for tick, bits in zip(range(first, first + count), numbers, strict=True)
-    ]
+    number = _ticks.take(count)
+    digits = secrets.token_bytes(8 * count).hex()
+    variants = digits[::16].translate(_VARIANT)
+    ids: list[str] = []
+    while (at := len(ids)) < count:  # a run for each millisecond, since its ids begin alike
+        millis, tick = divmod(number + at, TICKS)
+        run = range(at, min(count, at + TICKS - tick))
+        head = f"{millis >> 16:08x}-{millis & 0xFFFF:04x}-"
+        parts = struct.pack(f">{len(run)}H", *range(0x7000 + tick, 0x7000 + tick + len(run))).hex()
+        ids += [
+            f"{head}{parts[one : one + 4]}-{variant}{digits[place : place + 3]}-{digits[place + 3 : place + 15]}"
+            for one, variant, place in zip(
+                range(0, len(parts), 4),
+                variants[run.start : run.stop],
+                range(16 * at + 1, 16 * run.stop, 16),
+                strict=True,
+            )
+        ]
+    return ids
 
 
 def new_seed() -> str:

@@ -36,7 +36,7 @@ STORE_PAUSE_US = 100_000
 class Steps:
     """The unfinished steps of one execution."""
 
-    __slots__ = ("_frozen", "_recorded", "_runner", "is_frozen", "later", "running")
+    __slots__ = ("_frozen", "_runner", "is_frozen", "later", "recorded", "running")
 
     def __init__(self, runner: Runner, recorded: Sequence[StepRetry] = ()) -> None:
         self._runner = runner
@@ -44,7 +44,7 @@ class Steps:
         """The bodies that run, by their step's key."""
         self.later: dict[str, tuple[RunStep, StepRetry]] = {}
         """The steps between two tries that this execution holds."""
-        self._recorded = {retry.key: retry for retry in recorded} if recorded else {}
+        self.recorded = {retry.key: retry for retry in recorded} if recorded else {}
         """Retry states that the database holds."""
         self.is_frozen = False
         """A transactional step runs: nothing may be delivered or recorded meanwhile."""
@@ -62,7 +62,7 @@ class Steps:
 
     def states(self) -> list[StepRetry]:
         """The states of all steps between two tries, recorded ones included."""
-        return list({**self._recorded, **self.waiting()}.values())
+        return list({**self.recorded, **self.waiting()}.values())
 
     # ------------------------------------------------------------------ the runner's calls
 
@@ -71,7 +71,7 @@ class Steps:
         execution; the runner has seen to it that nothing of it is on its way."""
         engine, key, tries = self._runner.engine, command.key, 1
         now = engine.now_us()
-        if self._recorded and (state := self._recorded.get(key)) is not None:
+        if self.recorded and (state := self.recorded.get(key)) is not None:
             if state.next_at > now:
                 self.later[key] = (command, state)
                 return
@@ -110,7 +110,8 @@ class Steps:
         """Record that a step was cancelled before its body could begin, for a workflow that waits for its entry."""
         engine = self._runner.engine
         body = Body(command, self, 0, engine.now_us())
-        self._runner.deliver(command.key, "step", error=note("CancelledError", "cancelled before it began"), body=body)
+        error = note("CancelledError", "cancelled before it began")
+        self._runner.deliver(self._runner.new_entry(command.key, "step", None, error, body))
         engine.loop.call_soon(self._runner.settle)
 
     def due(self, now_us: int) -> list[RunStep]:
@@ -119,13 +120,13 @@ class Steps:
         commands = []
         for key in keys:
             command, state = self.later.pop(key)
-            self._recorded[key] = state
+            self.recorded[key] = state
             commands.append(command)
         return commands
 
     def settled(self, key: str) -> tuple[str, ...]:
         """The step has its entry; returns the recorded retry states that this ends."""
-        return (key,) if self._recorded and self._recorded.pop(key, None) is not None else ()
+        return (key,) if self.recorded.pop(key, None) is not None else ()
 
     def forget_waiting(self) -> None:
         """The workflow function has ended: no further try begins."""
@@ -167,7 +168,7 @@ class Steps:
             self._frozen.append((body, result, error))
             return
         self.running.pop(command.key, None)
-        if body.is_dropped or not runner.wants_steps:
+        if body.is_dropped or (runner.state != "running" and not runner.wants_steps):
             return
         if error is not None:
             if self._try_again(body, error):
@@ -212,8 +213,8 @@ class Steps:
     def _transaction_entry(self, body: Body, result: Any) -> JournalOp:
         """Called on the store's writer thread, inside the transaction; the frozen core does not move meanwhile."""
         runner, key = self._runner, body.command.key
-        entry = runner.new_entry(key, "step", result=body.command.spec.result.encode(result), body=body)
-        settled = (key,) if key in self._recorded else ()
+        entry = runner.new_entry(key, "step", body.command.spec.result.encode(result), None, body)
+        settled = (key,) if key in self.recorded else ()
         has_counters = runner.row.attempts > 0 or runner.row.crashes > 0
         return JournalOp(runner.fence, (entry,), (), settled, key, None, has_counters)
 
@@ -226,7 +227,7 @@ class Steps:
             return
         if entry is not None:
             self.running.pop(command.key, None)
-            self._recorded.pop(command.key, None)
+            self.recorded.pop(command.key, None)
             runner.transaction_committed(entry, is_wanted=not body.is_dropped)
         elif isinstance(error, (LeaseLost, OutcomeUnknown)):
             # Not ours any more, or perhaps committed: only the database can tell. Reconciliation gives the row back.

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import os
+from typing import TYPE_CHECKING
 from urllib.parse import unquote
 
 from onward._store.base import Clock, Store
-from onward._store.memory.store import MemoryStore
-from onward._store.sqlite.database import Probe
-from onward._store.sqlite.store import SqliteStore
 from onward._store.urls import ENVIRONMENT_VARIABLE
 from onward.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from onward._store.sqlite.database import Probe
 
 _FORMS = (
     "write sqlite:///onward.db (relative to the working directory), sqlite:////var/lib/app/onward.db, "
@@ -46,8 +47,12 @@ def _store(url: str, clock: Clock | None, probe: Probe | None) -> Store:
         )
     match scheme.lower():
         case "sqlite":
+            from onward._store.sqlite.store import SqliteStore
+
             return SqliteStore(_sqlite_path(url, rest), clock=clock, probe=probe)
         case "memory":
+            from onward._store.memory.store import MemoryStore
+
             return MemoryStore(unquote(rest), clock=clock, probe=probe)
     raise ConfigurationError(f"{_shown(url)}: there is no database {scheme!r} in Onward; {_FORMS}")
 

@@ -29,12 +29,14 @@ class StartOp(msgspec.Struct, frozen=True, gc=False):
     With a `fence` it is a parent's command: the child's row has `parent_id`. If then the id exists already and `watch` is
     true: a workflow that is not this parent's child gets a `waiters` row, under its lock; and one that is final already,
     own child or not, has its end put into the parent's mailbox at once, unless it lies there unread.
+    `has_new_id`: its id was made for this very start, so that the store need not look for it before it inserts.
     → `Started` | `IdConflict` | `LeaseLost`
     """
 
     workflow: NewWorkflow
     fence: Fence | None = None
     watch: bool = False
+    has_new_id: bool = False
 
 
 class JournalOp(msgspec.Struct, frozen=True, array_like=True, gc=False):

@@ -11,8 +11,8 @@ import hashlib
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib.resources import files
 
+from onward._store.statements import sql_folder
 from onward._version import __version__
 from onward.errors import SchemaError
 
@@ -44,7 +44,7 @@ class AppliedMigration:
 def load_migrations(package: str) -> list[Migration]:
     """The migrations of a store, by number, without gaps."""
     found: list[Migration] = []
-    for file in files(package).joinpath("sql", "migrations").iterdir():
+    for file in (sql_folder(package) / "migrations").iterdir():
         named = _FILE.match(file.name)
         if named is None:
             continue

@@ -6,16 +6,19 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
-from onward._engine.connection import Connection
 from onward._store.base import Store
 from onward._store.opening import open_store
 from onward._store.urls import database_url
 from onward.cli.settings import Failure, Settings
-from onward.client import AsyncClient
 from onward.errors import ConfigurationError, StoreError
+
+if TYPE_CHECKING:
+    from onward._engine.connection import Connection
+    from onward.client import AsyncClient
 
 UNUSABLE = 5
 """Exit code: the database cannot be used."""
@@ -43,6 +46,8 @@ async def opened(
     Without `creates` a missing file or schema is an error and nothing is made. `is_all`: what this command does in it needs
     no other process, so that it may be a database in memory.
     """
+    from onward.client import AsyncClient  # `onward worker` comes to this file, too, and does without
+
     if not is_all:
         _refuse_memory(settings)
     if creates and not is_quiet:

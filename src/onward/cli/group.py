@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+import gc
 import importlib
 import sys
 from collections.abc import Iterator
@@ -78,7 +79,11 @@ class LazyGroup(click.Group):
         module = COMMANDS.get(cmd_name)
         if module is None:
             return None
-        command = getattr(importlib.import_module(module), cmd_name)
+        gc.disable()  # what is loaded stays
+        try:
+            command = getattr(importlib.import_module(module), cmd_name)
+        finally:
+            gc.enable()
         assert isinstance(command, click.Command)
         return command
 

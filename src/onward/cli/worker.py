@@ -22,7 +22,7 @@ from types import FrameType
 import click
 
 from onward._store.urls import database_url
-from onward.cli.database import checked_url, opened
+from onward.cli.database import announce, checked_url, unusable
 from onward.cli.health import HealthServer, address
 from onward.cli.lifeline import Lifeline
 from onward.cli.loading import all_of, collect
@@ -111,6 +111,8 @@ def worker(
     settings.start_logging("info", process=None if line is None else line.place.number)
     if processes > 1 and line is None:
         click.get_current_context().exit(_supervise(settings, modules, processes, name, slots, grace, health_place))
+    click.get_current_context().call_on_close(gc.enable)
+    gc.disable()  # what is loaded stays; see _tune_process
     workflows, lifespans = collect(modules)
     served = sorted({workflow.name for workflow in workflows})
     queues = queues or ("default",)
@@ -132,10 +134,13 @@ def worker(
         )
         as_log = settings.log_format == "json"
         is_quiet = as_log or (line is not None and line.place.is_quiet)
-        with contextlib.ExitStack() as stack:
+        async with contextlib.AsyncExitStack() as stack:
             probes = None if health_place is None else stack.enter_context(HealthServer(health_place, one.health)).url
-            async with opened(settings, creates=True, is_quiet=is_quiet, is_all=True):
-                pass  # whether it can be used is known before anything else begins
+            if not is_quiet:
+                announce(settings)
+            stack.push_async_callback(one._store.close)
+            with unusable():
+                await one._open()  # whether it can be used is known before anything else begins
             shown = {"workflows": ", ".join(served), "queues": ", ".join(queues)}
             if probes is not None:
                 shown["health"] = f"{probes}/live {probes}/ready"
@@ -213,13 +218,14 @@ def _leave_soon() -> None:
 def _tune_process() -> None:
     """Set up CPython for a process that does nothing but work; an embedded worker leaves all this alone.
 
-    Garbage: what is imported by now is never looked at again, and the rest more rarely, since executions leave none of
-    their own; some 6 % fewer instructions a workflow. Threads: a commit's thread needs the interpreter for a moment before
-    and after its call into the database, and a busy loop lets it wait for the switch interval each time, 5 ms by default.
+    Garbage: what is loaded by now, with nobody looking for garbage meanwhile, is never looked at again, and the rest more
+    rarely, since executions leave none of their own; some 6 % fewer instructions a workflow. Threads: a commit's thread needs
+    the interpreter for a moment before and after its call into the database, and a busy loop lets it wait for the switch
+    interval each time, 5 ms by default.
     """
-    gc.collect()
     gc.freeze()
     gc.set_threshold(50_000, 20, 100)
+    gc.enable()
     sys.setswitchinterval(0.0005)
 
 

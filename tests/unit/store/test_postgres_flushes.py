@@ -11,6 +11,8 @@ from onward._store.base import Store
 from onward._store.operations import APPLIED, BUSY, LEASE_LOST, Fence, FinishOp, JournalOp, Op
 from onward._store.postgres.session import Session
 from onward._store.postgres.statements import Call, as_array, as_texts
+from onward._store.records import Entry
+from onward.errors import StoreConflict
 from tests.conformance.support import (
     PostgresWorld,
     claim_one,
@@ -69,6 +71,48 @@ async def test_entries_alone_are_one_statement_that_is_its_own_transaction(
     assert await store.write(entries_of(fences)) == [APPLIED] * 3
     assert wire.trips == [["record_entries"]]
     assert [await keys(store, one) for one in "abc"] == [[1], [1], [1]]
+
+
+async def test_a_lone_entry_is_written_by_the_statement_for_one_and_reads_as_one_of_a_batch(
+    world: PostgresWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = await world.open()
+    world.worker(store)
+    fences = await held(store, "a", "b", "c")
+    odd = Entry(1, 'k"\\é', "step", 1_700_000_000_123_457, '"\\u0000"', None, "d", "[1]", 2, 1_700_000_000_000_001)
+    failed = Entry(2, "bare", "step", 1_700_000_000_123_458, None, '{"type":"E","message":"é"}')
+    wire = Wire(monkeypatch)
+    for one in (odd, failed):
+        assert await store.write([JournalOp(fences[0], (one,))]) == [APPLIED]
+        assert await store.write([JournalOp(fence, (one,)) for fence in fences[1:]]) == [APPLIED] * 2
+    assert wire.trips == [["record_entry"], ["record_entries"]] * 2
+    loaded = await store.load(["a", "b", "c"])
+    assert [list(one.entries) for one in loaded] == [[odd, failed]] * 3
+
+
+async def test_a_lone_entry_of_a_lost_execution_is_refused_and_one_of_a_held_row_is_busy(world: PostgresWorld) -> None:
+    store = await world.open()
+    world.worker(store)
+    [fence] = await held(store, "a")
+    for lost in (Fence("a", fence.worker, fence.epoch + 1), Fence("a", "w2", fence.epoch), Fence("b", "w1", 1)):
+        assert await store.write(entries_of([lost])) == [LEASE_LOST]
+    with Hand(world) as hand:
+        hand.hold("a")
+        assert await store.write(entries_of([fence])) == [BUSY]
+        hand.roll_back()
+    assert await keys(store, "a") == []
+    assert await store.write(entries_of([fence])) == [APPLIED]
+    assert await keys(store, "a") == [1]
+
+
+@pytest.mark.parametrize("count", [1, 2])
+async def test_a_nul_character_is_refused_and_never_cut_off(world: PostgresWorld, count: int) -> None:
+    store = await world.open()
+    world.worker(store)
+    fences = (await held(store, "a", "b"))[:count]
+    with pytest.raises(StoreConflict):
+        await store.write([JournalOp(fence, (Entry(1, "cut\0off", "step", 1, "1"),)) for fence in fences])
+    assert await keys(store, "a") == []
 
 
 async def test_ends_are_one_round_trip(world: PostgresWorld, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,9 +18,9 @@ from tests.postgres.server import drop_schema, new_schema, url_with
 STATES = ("empty", "fresh", "analysed small, grown large", "large and analysed", "large and never analysed")
 WRITES = (
     "lock_or_refuse", "lock_own_or_refuse", "lock_ending_or_refuse", "lock_rows", "lock_rows_waiting", "insert_entries",
-    "record_entries", "read_entries", "note_progress",
+    "record_entries", "record_entry", "read_entries", "note_progress",
     "park_rows", "fail_attempts", "release_rows", "finish_rows", "upsert_retries", "delete_retries", "mark_read",
-    "deliver_signals", "insert_workflows", "find_starts", "insert_waiters", "deliver_known_ends", "cancel_unbegun",
+    "deliver_signals", "insert_workflows", "insert_new_starts", "insert_starts", "find_starts", "insert_waiters", "deliver_known_ends", "cancel_unbegun",
     "request_cancel", "strike_entries", "lock_step_or_refuse",
 )  # fmt: skip
 CLAIMS = (
@@ -165,6 +165,7 @@ def test_a_claim_walks_the_due_index_in_its_order_and_locks_no_more_than_it_take
     [
         ("lock_own_or_refuse", "workflows_pkey"),
         ("record_entries", "workflows_pkey"),
+        ("record_entry", "workflows_pkey"),
         ("lock_ending_or_refuse", "waiters_pkey"),
         ("finish_rows", "workflows_pkey"),
         ("read_signals", "workflows_held"),
@@ -178,10 +179,18 @@ def test_a_claim_walks_the_due_index_in_its_order_and_locks_no_more_than_it_take
         ("deliver_known_ends", "mailbox_(unread|token)"),
         ("list_workflows", "workflows_newest"),
         ("list_children", "workflows_children"),
+        ("old_roots", "workflows_finished"),
     ],
 )
 def test_each_uses_its_index(planner: Planner, name: str, index: str) -> None:
     assert re.search(rf"using {index}\b", planner.plan(name)), planner.plan(name)
+
+
+def test_old_roots_are_read_along_their_index_and_only_those_of_a_page_are_sorted(planner: Planner) -> None:
+    """The index knows no ids: without the limit below the sort, each page would read and sort all that are old."""
+    plan = planner.plan("old_roots")
+    walk = r"(Incremental Sort|Sort).*\n\s*Sort Key: .*\n(\s*Presorted Key: .*\n)?\s*->  Limit (?:(?!Sort).*\n)*?\s*->  Index Scan"
+    assert re.search(rf"{walk} using workflows_finished", plan), plan
 
 
 def test_locks_are_taken_in_order_of_id(planner: Planner) -> None:

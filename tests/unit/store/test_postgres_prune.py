@@ -76,6 +76,23 @@ async def test_a_large_tree_goes_statement_by_statement_and_still_at_once(
     assert await store.counts() == {}
 
 
+async def test_roots_that_ended_in_one_instant_are_counted_once_each_on_pages_shorter_than_they_are_many(
+    world: World,
+) -> None:
+    """The index knows no ids, so that it gives them in the order of their rows, which is another one."""
+    store = await world.open()
+    world.worker(store)
+    for workflow_id in "fbgdcae":
+        await finished(store, workflow_id)
+    world.clock.advance(1)
+    await finished(store, "0")
+    world.clock.advance(1)
+    assert await prune(store, older_than(world, 0, limit=2, is_dry_run=True)) == PruneBatch(workflows=8)
+    assert (await store.prune(older_than(world, 0, limit=2))).workflows == 2
+    assert await ids(store, *"abcdefg0") == [*"cdefg0"]
+    assert await prune(store, older_than(world, 0, limit=2)) == PruneBatch(workflows=6)
+
+
 def test_the_request_knows_no_more_than_what_is_filtered_by() -> None:
     assert set(pruning._filter(PruneRequest(before=1))) == {
         "before",

@@ -209,9 +209,36 @@ async def test_no_answer_in_time_is_a_lost_connection(world: RealWorld, monkeypa
     store = await world.open()
     monkeypatch.setattr(session, "PATIENCE_S", 0.1)
     async with store._readers.session() as reader:
+        reader.drop(psycopg.OperationalError("a new connection, under the new limit"))
         with pytest.raises(TransientStoreError, match="in time"):
             await ask(reader, "SELECT pg_sleep(60)")
         assert await ask(reader, "SELECT 1") == b"1"
+
+
+async def test_a_conversation_is_measured_from_its_own_beginning_and_its_connection_is_then_watched_on(
+    world: RealWorld,
+) -> None:
+    store = await world.open()
+    async with store._readers.session() as reader:
+        asking = asyncio.ensure_future(ask(reader, "SELECT pg_sleep(60)"))
+        while reader._talk is None:
+            await asyncio.sleep(0)
+        first = reader._watch
+        reader._look()  # the time of an earlier one is over
+        assert reader._watch is not None
+        assert reader._watch is not first
+        assert reader._watch.when() == reader._talk.deadline
+        assert reader.is_connected
+        reader._talk.deadline = 0.0
+        reader._look()
+        with pytest.raises(TransientStoreError, match="in time"):
+            await asking
+        assert reader._watch is None
+        assert await ask(reader, "SELECT 1") == b"1"
+        reader._look()
+        assert reader._watch is None
+        assert await ask(reader, "SELECT 1") == b"1"
+        assert reader._watch is not None
 
 
 async def test_close_ends_a_conversation_under_way(world: RealWorld) -> None:

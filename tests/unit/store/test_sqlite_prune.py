@@ -82,18 +82,18 @@ async def test_nothing_of_a_pruned_tree_is_left_in_any_table(world: SqliteWorld)
     assert sizes(world) == {"workflows": 1}
 
 
-@pytest.mark.parametrize("limit", [1, 7, 500])
+@pytest.mark.parametrize(("limit", "size"), [(1, 60), (7, 300), (500, 300)])  # each row of limit 1 is a commit
 async def test_no_transaction_deletes_much_more_than_the_limit_however_the_tree_is_made(
-    world: SqliteWorld, limit: int
+    world: SqliteWorld, limit: int, size: int
 ) -> None:
     store = await world.open()
     shapes: dict[str, str | None] = {"chain": None, "wide": None, "deep": None}
-    shapes |= {f"chain{n}": f"chain{n - 1}" if n else "chain" for n in range(300)}
-    shapes |= {f"wide{n}": "wide" for n in range(300)}
-    shapes |= {f"deep{n}": f"deep{n // 3}" if n > 2 else "deep" for n in range(300)}
+    shapes |= {f"chain{n}": f"chain{n - 1}" if n else "chain" for n in range(size)}
+    shapes |= {f"wide{n}": "wide" for n in range(size)}
+    shapes |= {f"deep{n}": f"deep{n // 3}" if n > 2 else "deep" for n in range(size)}
     insert_finished(world, shapes, journal=2)
     before = {name: count for name, count in sizes(world).items() if name != "prunings"}
-    assert before == {"workflows": 903, "journal": 1806}
+    assert before == {"workflows": 3 * size + 3, "journal": 6 * size + 6}
     request = PruneRequest(before=10, limit=limit)
     while True:
         batch = await store.prune(request)

@@ -358,7 +358,7 @@ async def test_entries_alone_are_no_news_and_everything_else_is(
     fence = await started_and_claimed(store)
     assert isinstance(store, SqliteStore)
     told: list[bool] = []
-    monkeypatch.setattr(store._database.shared.hub, "publish", lambda *, is_news=True: told.append(is_news))
+    monkeypatch.setattr(store._database.shared.hub, "publish", lambda conn=None, *, is_news=True: told.append(is_news))
     await store.write([JournalOp(fence, (entry(1),))])
     await store.write([JournalOp(fence, (entry(2),)), StartOp(new("b"))])
     await store.write([FinishOp(fence, "completed", "1")])

@@ -132,7 +132,14 @@ class StepCall(Call[Any]):
         execution.commands[key] = RunStep(
             key, execution.last_seq, self.spec, self.args, self.kwargs, self.digest, self.arguments
         )
-        wait = execution.outstanding[key] = StepWait(execution, self)
+        wait: StepWait = StepWait(loop=loop)
+        wait.execution = execution
+        wait.key = key
+        wait.call = self
+        wait.digest = self.digest
+        wait.codec = self.spec.result
+        wait.held = None
+        execution.outstanding[key] = wait
         return wait
 
 
@@ -329,14 +336,11 @@ class StepWait(Wait):
 
     kind = "step"
 
-    def __init__(self, execution: Execution, call: StepCall) -> None:
-        asyncio.Future.__init__(self, loop=execution.loop)  # not through Wait: this is made for every step
-        self.execution = execution
-        self.key = call.key
-        self.call = call
-        self.digest = call.digest
-        self.codec = call.spec.result
-        self.held = None
+    call: StepCall
+    digest: str | None
+    codec: ValueCodec
+    held: tuple[Any] | None
+    __init__ = asyncio.Future.__init__  # no call of Python, and `begin` sets the rest: it is made for every step
 
     @property
     def checks_digest(self) -> bool:  # type: ignore[override]  # the class attribute is the default of those without

@@ -5,6 +5,7 @@ Shared by a store's sessions, its listener and its lease connections. Nothing he
 
 from __future__ import annotations
 
+import functools
 import secrets
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -35,12 +36,16 @@ class Database:
         self.parameters: dict[str, Any] = {**address.parameters, "autocommit": True, "prepare_threshold": None}
         """How every connection is made: it commits each statement by itself, and prepares none by itself."""
         self.clock = ServerClock(clock)
-        self.sql: Mapping[str, Statement] = compile_statements(address.quoted_schema, self.clock)
         self.prepares = not address.is_poll_only and clock is None
         """Whether statements are prepared on the server. With a test's clock in them each text is another one."""
         self.channel = f"onward:{address.schema}"
         self.voice = secrets.token_hex(8)
         """What our own notifications say, so that we know them."""
+
+    @functools.cached_property
+    def sql(self) -> Mapping[str, Statement]:
+        """All statements by name, made when the first is needed: a URL is parsed by commands that never connect."""
+        return compile_statements(self.address.quoted_schema, self.clock)
 
     @property
     def settings(self) -> list[Call]:

@@ -32,6 +32,7 @@ from onward._store.operations import (
 )
 from onward._store.postgres.batch import EntryRow, Own, SeqRow, Sets, Standing, entry_row, fence_rows, own_fences, sort
 from onward._store.postgres.faults import LOCK_NOT_AVAILABLE
+from onward._store.postgres.lone import lone_entry
 from onward._store.postgres.mailbox import (
     cancel_calls,
     look_at,
@@ -42,7 +43,7 @@ from onward._store.postgres.mailbox import (
     signal_calls,
 )
 from onward._store.postgres.session import Refused
-from onward._store.postgres.starts import is_watching, note_starts, start_calls, watch_rows
+from onward._store.postgres.starts import is_watching, note_starts, start_calls, watch_rows, write_starts
 from onward._store.postgres.statements import Call, Value, as_array, as_json, as_texts
 from onward._store.postgres.transfer import refuse_if_moving
 from onward.errors import StoreConflict, StoreError, TransientStoreError
@@ -72,7 +73,18 @@ def _was_locked(error: TransientStoreError) -> bool:
 
 
 async def _write_at_once(session: Session, database: Database, batch: Sequence[Op]) -> list[Outcome]:
+    started = await write_starts(session, database, batch)
+    if started is not None:
+        return started
     outcomes: list[Outcome] = [APPLIED] * len(batch)
+    lone = lone_entry(database.sql, batch)
+    if lone is not None:
+        calls, place = database.whole([lone])
+        answer = (await session.run(calls, commits=True))[place][0]
+        if answer is None:
+            raise Refused
+        database.observe(answer)
+        return outcomes
     own = own_fences(batch)
     sets = sort(batch, None, outcomes)
     if own is not None and sets.are_entries_only:

@@ -35,14 +35,14 @@ class Own:
 
 @functools.cache
 def own_objects() -> tuple[Own, ...]:
-    """Everything that the migrations make, in their order, the table `migrations` first."""
-    found = [Own("migrations", "table", 1)]
+    """Everything that the migrations make, in their order, the table `migrations` first; what one makes anew is the newer one."""
+    found = {("table", "migrations"): Own("migrations", "table", 1)}
     for migration in load_migrations(PACKAGE):
         indexes = {match["name"]: " ".join(match[0].split()) for match in _INDEX.finditer(migration.sql)}
         for match in _MADE.finditer(migration.sql):
             kind: Kind = match["kind"].lower()  # type: ignore[assignment]  # the expression admits no others
-            found.append(Own(match["name"], kind, migration.number, indexes.get(match["name"], "")))
-    return tuple(found)
+            found[kind, match["name"]] = Own(match["name"], kind, migration.number, indexes.get(match["name"], ""))
+    return tuple(found.values())
 
 
 def names_of(kind: Kind) -> list[str]:

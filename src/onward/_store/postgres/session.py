@@ -29,7 +29,10 @@ if TYPE_CHECKING:
 PATIENCE_S = 30.0
 """How long one conversation may take before the connection counts as lost."""
 
-_OK = (pq.ExecStatus.TUPLES_OK, pq.ExecStatus.COMMAND_OK)
+# As integers: members of an enumeration are looked up slowly, and each statement asks for some.
+_OK = (int(pq.ExecStatus.TUPLES_OK), int(pq.ExecStatus.COMMAND_OK))
+_SYNC, _ABORTED = int(pq.ExecStatus.PIPELINE_SYNC), int(pq.ExecStatus.PIPELINE_ABORTED)
+_IDLE = int(pq.TransactionStatus.IDLE)
 Raw: TypeAlias = "tuple[bytes, list[bytes | None], str | None]"
 """Text, values, name to prepare it under."""
 
@@ -41,7 +44,7 @@ class Refused(Exception):
 class _Talk:
     """A conversation under way."""
 
-    __slots__ = ("error", "future", "is_committing", "prepares", "results", "timer")
+    __slots__ = ("deadline", "error", "future", "is_committing", "prepares", "results")
 
     def __init__(self, future: asyncio.Future[None], *, is_committing: bool) -> None:
         self.future = future
@@ -50,7 +53,8 @@ class _Talk:
         """For each command on its way, the name that it prepares, if that is what it does."""
         self.results: list[pq.abc.PGresult] = []
         self.error: psycopg.Error | None = None
-        self.timer: asyncio.TimerHandle | None = None
+        self.deadline = 0.0
+        """By the loop's clock."""
 
 
 class Session:
@@ -78,6 +82,8 @@ class Session:
         self._pg: pq.abc.PGconn | None = None
         self._fd = -1
         self._talk: _Talk | None = None
+        self._watch: asyncio.TimerHandle | None = None
+        """Looks after the conversation under way; one for many, because a timer for each would cost more than its sending."""
         self._prepared: set[str] = set()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._is_writing = False
@@ -141,14 +147,15 @@ class Session:
             talk.future.add_done_callback(lambda _: self._release())
             return
         pg = self._pg
-        if pg is not None and pg.transaction_status != pq.TransactionStatus.IDLE:
+        if pg is not None and pg.transaction_status != _IDLE:
             rollback = self._send([(b"ROLLBACK", [], None)], commits=False)
             rollback.future.add_done_callback(lambda _: self._release())
             return
         self._lock.release()
 
     def _new_future(self) -> asyncio.Future[None]:
-        return asyncio.get_running_loop().create_future()
+        # To ask for the running loop is a system call on CPython 3.11.
+        return (self._loop or asyncio.get_running_loop()).create_future()
 
     async def _converse(self, calls: Sequence[Call], *, commits: bool) -> list[bytes | None]:
         if self._pg is None:
@@ -181,7 +188,9 @@ class Session:
             talk.future.set_result(None)
             return talk
         self._talk = talk
-        talk.timer = loop.call_later(PATIENCE_S, self.drop, psycopg.OperationalError("no answer came in time"))
+        talk.deadline = loop.time() + PATIENCE_S
+        if self._watch is None:
+            self._watch = loop.call_at(talk.deadline, self._look)
         fresh: set[str] = set()
         try:
             for text, values, name in raw:
@@ -199,6 +208,17 @@ class Session:
         except psycopg.Error as error:
             self.drop(error)
         return talk
+
+    def _look(self) -> None:
+        """Whether the conversation under way takes too long; without one the watch ends, until the next begins."""
+        self._watch = None
+        talk, loop = self._talk, self._loop
+        if talk is None or loop is None:
+            return
+        if talk.deadline <= loop.time():
+            self.drop(psycopg.OperationalError("no answer came in time"))
+        else:
+            self._watch = loop.call_at(talk.deadline, self._look)
 
     def _flush(self) -> None:
         assert self._pg is not None
@@ -239,7 +259,7 @@ class Session:
             if result is None:
                 continue  # the end of one command's results
             status = result.status
-            if status == pq.ExecStatus.PIPELINE_SYNC:
+            if status == _SYNC:
                 self._end(talk)
                 return
             prepared = talk.prepares.popleft() if talk.prepares else None
@@ -248,13 +268,11 @@ class Session:
                     talk.results.append(result)
                 else:
                     self._prepared.add(prepared)
-            elif status != pq.ExecStatus.PIPELINE_ABORTED and talk.error is None:
+            elif status != _ABORTED and talk.error is None:
                 talk.error = errors.error_from_result(result)
 
     def _end(self, talk: _Talk) -> None:
         self._talk = None
-        if talk.timer is not None:
-            talk.timer.cancel()
         if not talk.future.done():
             talk.future.set_result(None)
 
@@ -269,6 +287,9 @@ class Session:
             with contextlib.suppress(Exception):
                 self._loop.remove_writer(self._fd)
         self._is_writing = False
+        if self._watch is not None:
+            self._watch.cancel()
+            self._watch = None
         if conn is not None:
             conn.pgconn.finish()
         if self._on_lost is not None:

@@ -39,7 +39,11 @@ def as_texts(values: Sequence[str]) -> bytes:
     """Texts as one array parameter."""
     joined = '","'.join(values)
     if "\\" in joined or joined.count('"') != 2 * max(0, len(values) - 1):
-        joined = '","'.join([value.replace("\\", "\\\\").replace('"', '\\"') for value in values])
+        joined = "\0".join(values)  # which no text of PostgreSQL's may hold
+        if joined.count("\0") == len(values) - 1:
+            joined = joined.replace("\\", "\\\\").replace('"', '\\"').replace("\0", '","')
+        else:
+            joined = '","'.join([value.replace("\\", "\\\\").replace('"', '\\"') for value in values])
     return f'{{"{joined}"}}'.encode() if values else b"{}"
 
 

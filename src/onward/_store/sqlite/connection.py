@@ -26,6 +26,16 @@ _NETWORK = frozenset({
 })  # fmt: skip
 
 
+class Writer(sqlite3.Connection):
+    """A connection of the store that commits.
+
+    Attributes:
+        seen_version: the `PRAGMA data_version` of which the subscribers were told (hub.py).
+    """
+
+    seen_version: int | None = None
+
+
 def check_version(version: tuple[int, int, int] = sqlite3.sqlite_version_info) -> None:
     """Raise ConfigurationError if Python's SQLite is too old."""
     if version < MINIMUM_VERSION:

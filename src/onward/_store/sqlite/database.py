@@ -16,7 +16,7 @@ from typing import TypeAlias, TypeVar
 
 from onward._store.base import Clock
 from onward._store.clock import SteadyClock
-from onward._store.sqlite.connection import connect
+from onward._store.sqlite.connection import Writer, connect
 from onward._store.sqlite.faults import classify
 from onward._store.sqlite.shared import shared_file
 from onward.errors import ConfigurationError
@@ -48,7 +48,7 @@ class Database:
 
     def connect_writer(self, *, create: bool = False) -> sqlite3.Connection:
         """A connection for `transaction`, in WAL mode: it does not wait for locks by itself, `begin` does."""
-        conn = self.patiently(lambda: connect(self.path, create=create, busy_s=0.0))
+        conn = self.patiently(lambda: connect(self.path, create=create, busy_s=0.0, factory=Writer))
         try:
             mode = self.patiently(lambda: _use_wal(conn))
             conn.execute("PRAGMA journal_size_limit = 67108864")
@@ -97,8 +97,7 @@ class Database:
         with self.shared.mutex:
             self.probe(f"{point}:before-commit")
             result = self.patiently(lambda: body(conn, self.now_us()), committing=True)
-        self.probe(f"{point}:after-commit")
-        self.shared.hub.publish(is_news=is_news)
+        self._committed(conn, point, is_news)
         return result
 
     def statement_now(
@@ -122,9 +121,13 @@ class Database:
             raise classify(error, database=self.name, committing=True) from error
         finally:
             mutex.__exit__(None, None, None)
-        self.probe(f"{point}:after-commit")
-        self.shared.hub.publish(is_news=is_news)
+        self._committed(conn, point, is_news)
         return result
+
+    def _committed(self, conn: sqlite3.Connection, point: str, is_news: bool) -> None:
+        """What follows each commit, outside the mutex."""
+        self.probe(f"{point}:after-commit")
+        self.shared.hub.publish(conn, is_news=is_news)
 
     def begin(self, conn: sqlite3.Connection) -> None:
         """Take the file's write lock, in turns with other processes; raises StoreError."""
@@ -146,22 +149,18 @@ class Database:
         """
         with self.shared.mutex:
             self.begin(conn)
+            is_committing = False
             try:
                 result = body(conn, self.now_us())
                 self.probe(f"{point}:before-commit")
-            except sqlite3.Error as error:
-                roll_back(conn)
-                raise classify(error, database=self.name) from error
-            except BaseException:
-                roll_back(conn)
-                raise
-            try:
+                is_committing = True
                 conn.execute("COMMIT")
-            except sqlite3.Error as error:
+            except BaseException as error:
                 roll_back(conn)
-                raise classify(error, database=self.name, committing=True) from error
-        self.probe(f"{point}:after-commit")
-        self.shared.hub.publish(is_news=is_news)
+                if isinstance(error, sqlite3.Error):
+                    raise classify(error, database=self.name, committing=is_committing) from error
+                raise
+        self._committed(conn, point, is_news)
         return result
 
 

@@ -15,6 +15,7 @@ from __future__ import annotations
 import sqlite3
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Protocol, TypeVar
 
 from onward._store.operations import Fence, FinishOp, JournalOp, Op, ParkOp
@@ -147,21 +148,20 @@ class Flushes:
 
         Raises StoreError.
         """
-        database, insert, is_news = self._database, batch.insert, batch.is_news
         if not batch.is_small:
-            return await self._writer.call(lambda conn: database.statement(conn, "write", insert, is_news=is_news))
+            return await self._writer.call(partial(self._wait, batch))
         if self._usual_s < QUICK_S:
-            written = self._writer.call_here(
-                lambda conn: self._timed(lambda: database.statement_now(conn, "write", insert, is_news=is_news))
-            )
+            written: bool | None = self._writer.call_here(partial(self._timed, self._database.statement_now, batch))
             if written is not None:
                 return written
-        return await self._writer.call(
-            lambda conn: self._timed(lambda: database.statement(conn, "write", insert, is_news=is_news))
-        )
+        done: bool = await self._writer.call(partial(self._timed, self._database.statement, batch))
+        return done
 
-    def _timed(self, write: Callable[[], T]) -> T:
+    def _wait(self, batch: Plain, conn: sqlite3.Connection) -> bool:
+        return self._database.statement(conn, "write", batch.insert, is_news=batch.is_news)
+
+    def _timed(self, write: Callable[..., T], batch: Plain, conn: sqlite3.Connection) -> T:
         began = time.perf_counter()
-        written = write()
+        written = write(conn, "write", batch.insert, is_news=batch.is_news)
         self._usual_s += (time.perf_counter() - began - self._usual_s) / 4
         return written

@@ -2,7 +2,9 @@
 
 `publish` is called by every connection of this process right after a commit. While anyone is subscribed, one thread waits
 for changes of the write-ahead log (changes.py), and then asks `PRAGMA data_version` on a connection of its own: the number
-changes when any other connection, in any process, has committed. A hint only; nothing depends on it but latency.
+changes when any other connection, in any process, has committed. While this process commits all the time, the answer is
+always yes; so the thread has a writer ask on its connection then, whose own commits do not count, and nobody is told of
+what he knows. A hint only; nothing depends on it but latency.
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from onward._store.sqlite.changes import Changes, watch
-from onward._store.sqlite.connection import connect
+from onward._store.sqlite.connection import Writer, connect
 from onward._store.subscriber import Subscriber
 
 PAUSES_S = (0.0005, 0.001, 0.001, 0.002, 0.004, 0.008, 0.016, 0.032, 0.064)
@@ -39,13 +41,21 @@ class Hub:
         self._stop: threading.Event | None = None
         self._changes: Changes | None = None
         self._own_commits = 0
+        self._asks_writer = False
+        """The next writer that commits is to look for commits of others."""
 
-    def publish(self, *, is_news: bool = True) -> None:
-        """Tell every subscriber; called from any thread, after the commit. Entries alone are no news: they make nothing due
-        and end nothing."""
+    def publish(self, conn: sqlite3.Connection | None = None, *, is_news: bool = True) -> None:
+        """Tell every subscriber; called from any thread, after the commit, `conn` being its own. Entries alone are no news:
+        they make nothing due and end nothing."""
         self._own_commits += 1
         if is_news:
             self._tell()
+        if self._asks_writer and type(conn) is Writer:
+            self._asks_writer = False
+            version = _version(conn)
+            if version is not None and version != conn.seen_version:
+                conn.seen_version = version
+                self._tell()
 
     def _tell(self) -> None:
         for subscriber in self._subscribers:
@@ -92,7 +102,11 @@ class Hub:
                         pauses = iter(PAUSES_S)
                     own_commits, self._own_commits = self._own_commits, 0
                     if own_commits > 1:  # the log is ours to a good part, and every commit of ours is told anyway
+                        self._asks_writer = True
                         stop.wait(BUSY_PAUSE_S)
+                        if not self._asks_writer:
+                            continue
+                        self._asks_writer = False
                     version = _version(conn)
                     if version is not None and version != last:
                         last = version

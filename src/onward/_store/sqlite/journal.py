@@ -35,7 +35,7 @@ from onward._store.records import Entry
 from onward._store.sqlite.connection import run_on
 from onward._store.sqlite.endings import Ending, Endings
 from onward._store.sqlite.mailbox import cancel, cancel_children, deliver_signals, mark_read, retry_workflows
-from onward._store.sqlite.starts import Start, start_workflows
+from onward._store.sqlite.starts import Start, insert_new, start_workflows
 from onward._store.sqlite.wakes import Wakes
 from onward._store.statements import json_text, load_statements
 from onward.errors import StoreConflict
@@ -85,7 +85,7 @@ def apply_batch(conn: sqlite3.Connection, batch: Sequence[Op], *, retry: bool, n
     if retry:
         _drop_recorded(conn, batch, sets, executions, outcomes)
     wakes = Wakes()
-    if sets.starts:
+    if sets.starts and (retry or not insert_new(conn, sets.starts, outcomes, now)):
         run_on(conn, start_workflows(sets.starts, outcomes, wakes, now))
     _write_rows(conn, sets, now)
     if sets.finishes:

@@ -75,7 +75,9 @@ class SqliteLeases:
         """Extend the lease unless the worker is dead or gone."""
         params = {"id": worker_id, "lease": lease_us}
         return self._write(
-            "renew", lambda conn, now: conn.execute(SQL["renew_lease"], {**params, "now": now}).rowcount == 1
+            "renew",
+            lambda conn, now: conn.execute(SQL["renew_lease"], {**params, "now": now}).rowcount == 1,
+            is_news=False,
         )
 
     def retire(self, worker_id: str) -> None:
@@ -174,5 +176,5 @@ class SqliteLeases:
             self._conn = self._database.connect_writer()
         return self._conn
 
-    def _write(self, point: str, body: Callable[[sqlite3.Connection, int], T]) -> T:
-        return self._database.transaction(self._connection(), point, body)
+    def _write(self, point: str, body: Callable[[sqlite3.Connection, int], T], *, is_news: bool = True) -> T:
+        return self._database.transaction(self._connection(), point, body, is_news=is_news)

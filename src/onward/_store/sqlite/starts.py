@@ -5,6 +5,8 @@ The seed is the token of one very start: a start repeated after an unknown commi
 
 from __future__ import annotations
 
+import operator
+import sqlite3
 from collections.abc import Sequence
 
 import msgspec
@@ -38,6 +40,24 @@ class _Known(msgspec.Struct, array_like=True, gc=False):
 
 
 _found = msgspec.json.Decoder(list[_Known])
+_shared_columns = operator.attrgetter(
+    "type", "queue", "priority", "partition", "tags", "max_attempts", "delay_us", "run_at", "timeout_us", "parent_id"
+)
+
+
+def insert_new(conn: sqlite3.Connection, starts: Sequence[Start], outcomes: list[Outcome], now: int) -> bool:
+    """Start workflows whose ids were all made for them, without looking for them first; False, and nothing was written, where
+    some are others, or where somebody has such an id nevertheless."""
+    if not all(start.op.has_new_id and start.op.fence is None for start in starts):
+        return False
+    try:
+        conn.execute(SQL["insert_workflows"], {**_new_rows([start.op.workflow for start in starts]), "now": now})
+    except sqlite3.IntegrityError:
+        return False
+    for start in starts:
+        new = start.op.workflow
+        outcomes[start.index] = Started(new.id, True, new.parent_id)
+    return True
 
 
 def start_workflows(starts: Sequence[Start], outcomes: list[Outcome], wakes: Wakes, now: int) -> Script[None]:
@@ -81,10 +101,7 @@ def _new_rows(fresh: Sequence[NewWorkflow]) -> dict[str, str]:
     """The rows, and apart from them what most of a batch have in common, so that it is read only once."""
     kinds: dict[tuple[object, ...], int] = {}
     rows: list[tuple[int, str, str, str, str]] = []
-    for n in fresh:
-        kind = (
-            n.type, n.queue, n.priority, n.partition, n.tags, n.max_attempts, n.delay_us, n.run_at, n.timeout_us,
-            n.parent_id,
-        )  # fmt: skip
-        rows.append((kinds.setdefault(kind, len(kinds)), n.id, n.payload, n.digest, n.seed))
+    for new in fresh:
+        kind = kinds.setdefault(_shared_columns(new), len(kinds))
+        rows.append((kind, new.id, new.payload, new.digest, new.seed))
     return {"kinds": json_text(list(kinds)), "rows": json_text(rows)}

@@ -111,6 +111,16 @@ WITH {own}, held AS MATERIALIZED (
 )
 SELECT h.now FROM held AS h;
 
+-- name: record_entry
+-- The same for a single entry, its columns as parameters; nothing is answered where it is not written.
+INSERT INTO onward.journal
+    (workflow_id, seq, key, kind, finished_at, result, error, digest, arguments, tries, started_at)
+SELECT w.id, :seq::integer, :key, :kind, onward.at(:finished_at), :result::json, :error::json, :digest, :arguments,
+    :tries::integer, onward.at(:started_at)
+FROM onward.workflows AS w
+WHERE w.id = :id AND w.worker = :worker AND w.epoch = :epoch::integer FOR UPDATE SKIP LOCKED
+RETURNING onward.us({now});
+
 -- name: strike_entries
 UPDATE onward.journal AS j SET struck = true
 FROM json_to_recordset(:rows) AS e (w text, s integer) WHERE j.workflow_id = ANY (ARRAY[e.w]) AND j.seq = e.s;

@@ -4,18 +4,21 @@
 
 -- name: old_roots
 -- Finished roots, oldest first, by workflows_finished: [id, finished_at, wanted, weight, has children]. The limit counts the rows
--- looked at, wanted or not, so that one look is short whatever the filters are.
+-- looked at, wanted or not, so that one look is short whatever the filters are. The index knows no ids: those of the last instant
+-- are read together, and sorted here.
 SELECT coalesce(json_agg(json_build_array(r.id, onward.us(r.finished_at), r.wanted,
     CASE WHEN r.wanted THEN 1 + coalesce((SELECT max(j.seq) FROM onward.journal AS j WHERE j.workflow_id = r.id), 0) ELSE 0 END,
     r.wanted AND EXISTS (SELECT 1 FROM onward.workflows AS c WHERE c.parent_id = r.id)) ORDER BY r.finished_at, r.id), '[]')
 FROM (
-    SELECT w.id, w.finished_at,
-           (:statuses::json IS NULL OR w.status = ANY (ARRAY(SELECT json_array_elements_text(:statuses::json))))
-           AND (:types::json IS NULL OR w.type = ANY (ARRAY(SELECT json_array_elements_text(:types::json)))) AS wanted
-    FROM onward.workflows AS w
-    WHERE w.parent_id IS NULL AND w.finished_at IS NOT NULL
-      AND (w.finished_at, w.id) > (onward.at(:after_at), :after_id) AND w.finished_at < onward.at(:before)
-    ORDER BY w.finished_at, w.id LIMIT :limit) AS r;
+    SELECT o.* FROM (
+        SELECT w.id, w.finished_at,
+               (:statuses::json IS NULL OR w.status = ANY (ARRAY(SELECT json_array_elements_text(:statuses::json))))
+               AND (:types::json IS NULL OR w.type = ANY (ARRAY(SELECT json_array_elements_text(:types::json)))) AS wanted
+        FROM onward.workflows AS w
+        WHERE w.parent_id IS NULL AND w.finished_at IS NOT NULL
+          AND (w.finished_at, w.id) > (onward.at(:after_at), :after_id) AND w.finished_at < onward.at(:before)
+        ORDER BY w.finished_at FETCH FIRST (:limit) ROWS WITH TIES) AS o
+    ORDER BY o.finished_at, o.id LIMIT :limit) AS r;
 
 -- name: tree
 -- A root and what descends from it, by workflows_children: [id, weight, finished before].

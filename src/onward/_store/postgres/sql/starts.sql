@@ -14,6 +14,29 @@ FROM json_to_recordset(:rows) AS n (
     max_attempts integer, delay_us bigint, run_at bigint, timeout_us bigint, parent_id text)
 ON CONFLICT (id) DO NOTHING;
 
+-- name: fragment_start_rows
+-- Columns that many rows share come once for each kind of row, the others by row. No join: rows keep their order.
+INSERT INTO onward.workflows (
+    id, type, payload, digest, seed, queue, priority, partition, tags, max_attempts, next_run_at, timeout_us,
+    status, created_at, updated_at)
+SELECT n.id, (:types::text[])[n.kind], n.payload::json, n.digest, n.seed, (:queues::text[])[n.kind],
+       (:priorities::integer[])[n.kind], (:partitions::text[])[n.kind], ((:tags::text[])[n.kind])::json,
+       (:max_attempts::integer[])[n.kind],
+       coalesce(onward.at((:run_at::bigint[])[n.kind]), n.now + (:delays::bigint[])[n.kind] * interval '1 microsecond'),
+       (:timeouts::bigint[])[n.kind], 'pending', n.now, n.now
+FROM (SELECT unnest(:kinds::integer[]) AS kind, unnest(:ids::text[]) AS id, unnest(:payloads::text[]) AS payload,
+             unnest(:digests::text[]) AS digest, unnest(:seeds::text[]) AS seed, t.now
+      FROM (SELECT {now} AS now OFFSET 0) AS t) AS n
+
+-- name: insert_new_starts
+-- [rows, time]. Starts whose ids were made for them: sorted by id; one that is there after all is an error.
+WITH made AS ({start_rows} RETURNING 1) SELECT json_build_array((SELECT count(*) FROM made), onward.us({now}));
+
+-- name: insert_starts
+-- [rows, time]. Other starts: as `insert_workflows`. Only where it says fewer rows than it was given is there anything to find.
+WITH made AS ({start_rows} ON CONFLICT (id) DO NOTHING RETURNING 1)
+SELECT json_build_array((SELECT count(*) FROM made), onward.us({now}));
+
 -- name: find_starts
 -- [id, type, digest, seed, parent, status, arguments], by a statement begun after the insert. The arguments of those that SQL has
 -- started only (`onward.start`), whose digest says nothing here.
