@@ -44,7 +44,7 @@ def measure(
         case "resume":
             return workloads.resume(database, size)
         case _:
-            return workloads.sleepers(database, size, float(options.get("spread", "0")))
+            return workloads.sleepers(database, size, float(options.get("spread", "0")), *given)
 
 
 def main() -> None:

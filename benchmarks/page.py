@@ -80,6 +80,7 @@ def write(results: Results, path: Path) -> None:
     """The whole page."""
     parts = {
         "setup": _setup(results.setup),
+        "speed": _speed(results),
         "targets": "\n".join(targets.lines(results)),
         "workloads": "\n\n".join(_workloads(results)),
         "sections": "\n\n".join(_sections(results)),
@@ -106,6 +107,18 @@ def _setup(setup: dict[str, Any]) -> str:
     scale = setup.get("scale", 1.0)
     sizes = "" if scale == 1 else f" Everything is {scale:g} times its full size: too small to judge by."
     return f"{text.format(**known)} Peers: {peers}.{sizes}"
+
+
+def _speed(results: Results) -> str:
+    """How the machine's own speed varied between the runs."""
+    found = sorted(ms for s in results.of(targets.SECTION) if (ms := s.figures.get("machine_ms")) is not None)
+    if not found:
+        return ""
+    low, mid, high = (found[min(len(found) - 1, round(part * (len(found) - 1)))] for part in (0.1, 0.5, 0.9))
+    return (
+        f"A fixed loop of Python, run before each of {len(found)} runs, took {mid:.0f} ms in the median, under {low:.0f} ms in a "
+        f"tenth of them and over {high:.0f} ms in another."
+    )
 
 
 def _workloads(results: Results) -> Iterator[str]:

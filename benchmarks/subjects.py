@@ -22,6 +22,7 @@ from pathlib import Path
 from benchmarks.databases import on_server
 from benchmarks.processes import ROOT
 from benchmarks.results import Sample
+from benchmarks.speed import loop_ms
 
 HERE = Path(__file__).resolve().parent
 PEER_FOLDER = ROOT.parent / "shared" / "peers"
@@ -86,8 +87,8 @@ _ONWARD = {
     "fanout-10,000": Size(10_000, rounds=2, workload="fanout"),
     "fanout-100,000": Size(100_000, rounds=1, workload="fanout"),
     "resume": Size(5_000),
-    "sleepers": Size(10_000, rounds=5),
-    "sleepers-spread": Size(10_000, options=("spread=5",), rounds=5, workload="sleepers"),
+    "sleepers": Size(10_000, 1_000, rounds=5),
+    "sleepers-spread": Size(10_000, 1_000, options=("spread=5",), rounds=5, workload="sleepers"),
 }
 _BARE = {"three": Size(10_000), "noop": Size(20_000), "long": Size(2_000)}
 
@@ -220,6 +221,7 @@ def run(subject: Subject, case: str, scale: float, server: str, folder: Path, pe
     if subject.is_peer:
         environment["PYTHONPATH"] = str(peers.folder)
         environment["PATH"] = os.pathsep.join([str(peers.python.parent), environment.get("PATH", "")])
+    machine_ms = loop_ms()
     error = f"over {PATIENCE_S} s"
     figures: dict[str, float] = {}
     began = time.time()
@@ -245,4 +247,4 @@ def run(subject: Subject, case: str, scale: float, server: str, folder: Path, pe
             with contextlib.suppress(ProcessLookupError, subprocess.TimeoutExpired):
                 os.killpg(process.pid, number)
                 process.communicate(timeout=10)
-    return Sample("targets", case, subject.name, {**figures, "wall_s": round(time.time() - began, 1)}, n, error)
+    return Sample("targets", case, subject.name, {**figures, "wall_s": round(time.time() - began, 1), "machine_ms": round(machine_ms, 1)}, n, error)

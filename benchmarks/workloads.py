@@ -224,11 +224,11 @@ def resume(database: Database, steps: int) -> Figures:
     return {"build_s": built_s, "from_spawn_s": figures["seconds"], "checked_steps": recorded, **figures}
 
 
-def sleepers(database: Database, size: int, spread_s: float) -> Figures:
+def sleepers(database: Database, size: int, spread_s: float, *given: str) -> Figures:
     """Sleepers due at one instant, or spread over a span from it on; all of them sleep before (those that did not are counted,
     and make the run worthless). How late each woke, and what they cost in memory: while all sleep, and at most."""
     migrate(database)
-    with worker_on(database) as worker:
+    with worker_on(database, *given) as worker:
         worker.wait_until_ready()
         time.sleep(IDLE_S)
         idle_mb = worker.memory_mb()
