@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import os
+import re
 import signal
 import sys
 import tempfile
@@ -69,7 +70,7 @@ def main(argv: list[str] | None = None) -> None:
     known = parser()
     given = known.parse_args(argv)
     names = [] if given.measured else (given.only.split(",") if given.only else list(USUAL))
-    cases = tuple(given.cases.split(",")) if given.cases else CASES
+    cases = tuple(re.split(r",(?!\d)", given.cases)) if given.cases else CASES  # "fanout-10,000" is one
     for name in names:
         if name != "targets" and name not in SECTIONS:
             known.error(f"there is no section {name!r}")

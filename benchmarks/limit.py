@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import secrets
 import sqlite3
 import sys
 import time
@@ -30,7 +31,7 @@ from onward._engine.starts import new_seed, new_workflow_id  # noqa: E402
 BATCH = 200
 """Workflows in one claim, and so in one flush: what a worker holds (its slots)."""
 SIZES = {"noop": 20_000, "three": 10_000, "long": 2_000}
-WORKER = new_seed()
+WORKER = secrets.token_hex(8)
 DIGEST, PAYLOAD, VERSION = "0123456789abcdef", '{"value":1}', "1/3.11"
 
 

@@ -12,7 +12,7 @@ TURNS = 300_000
 
 
 def loop_ms() -> float:
-    """Processor time of the fixed loop, in milliseconds: the least of three, so that a switch to another process does not count."""
+    """Processor time of the fixed loop, in milliseconds: the least of three, so that a switch of processes does not count."""
     return min(_once() for _ in range(3)) * 1e3
 
 

@@ -90,10 +90,11 @@ _ONWARD = {
     "sleepers": Size(10_000, 1_000, rounds=5),
     "sleepers-spread": Size(10_000, 1_000, options=("spread=5",), rounds=5, workload="sleepers"),
 }
+_ON_POSTGRES = {**_ONWARD, "three": Size(10_000)}  # there its default of 200 slots is as quick as more
 _BARE = {"three": Size(10_000), "noop": Size(20_000), "long": Size(2_000)}
 
 SUBJECTS = (
-    Subject("onward-pg", "onward_peer.py", "pg", _ONWARD, is_peer=False),
+    Subject("onward-pg", "onward_peer.py", "pg", _ON_POSTGRES, is_peer=False),
     Subject("bare-pg", "limit.py", "pg", _BARE, is_peer=False),
     Subject("onward-sqlite", "onward_peer.py", "sqlite", _ONWARD, is_peer=False),
     Subject("bare-sqlite", "limit.py", "sqlite", _BARE, is_peer=False),
@@ -247,4 +248,5 @@ def run(subject: Subject, case: str, scale: float, server: str, folder: Path, pe
             with contextlib.suppress(ProcessLookupError, subprocess.TimeoutExpired):
                 os.killpg(process.pid, number)
                 process.communicate(timeout=10)
-    return Sample("targets", case, subject.name, {**figures, "wall_s": round(time.time() - began, 1), "machine_ms": round(machine_ms, 1)}, n, error)
+    figures |= {"wall_s": round(time.time() - began, 1), "machine_ms": round(machine_ms, 1)}
+    return Sample("targets", case, subject.name, figures, n, error)

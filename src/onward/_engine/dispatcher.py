@@ -329,26 +329,27 @@ class Dispatcher:
             self._seams.rested()
 
     async def _claim(self) -> bool:
-        """Take what is due; True if anything was taken. What is in quarantine waits until nothing else is there, or for so long
+        """Take what is due; True if there may be more. What is in quarantine waits until nothing else is there, or for so long
         that it was waited for."""
         if self._quarantine_since is not None and await self._claim_alone():
             return True
         return await self._claim_many() or (self._is_due and await self._claim_alone())
 
     async def _claim_many(self) -> bool:
-        """Fill the free slots, queue after queue; True if anything was claimed."""
+        """Fill the free slots, queue after queue; True if one of them gave all that was asked for. An empty claim right after
+        another would hold the database's writer just when what was claimed wants to commit."""
         if not self._has_room:
             return False
-        claimed_any = False
+        may_be_more = False
         for queue in self._queues:
             room = self._room
             if room <= 0:
                 break
             rows = await self._engine.store.claim(self._request(queue, room))
+            may_be_more |= len(rows) == room
             if rows:
-                claimed_any = True
                 await self._take(rows)
-        return claimed_any
+        return may_be_more
 
     async def _claim_alone(self) -> bool:
         """Claim one quarantined row if nothing else is held."""

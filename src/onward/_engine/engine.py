@@ -11,10 +11,10 @@ import asyncio
 import contextvars
 import logging
 import random
+import secrets
 import sys
 import threading
 import time
-import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, cast
@@ -198,7 +198,7 @@ class Engine:
             self.log.warning("rows of a cancelled claim could not be released; others will take them: %s", error)
 
     async def _register(self) -> None:
-        self.worker_id = uuid.uuid4().hex
+        self.worker_id = secrets.token_hex(8)  # 64 bits tell all boots apart; it stands in each running row and two indexes
         options = self.options
         row = WorkerRow(
             id=self.worker_id,
