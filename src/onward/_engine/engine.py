@@ -198,7 +198,7 @@ class Engine:
             self.log.warning("rows of a cancelled claim could not be released; others will take them: %s", error)
 
     async def _register(self) -> None:
-        self.worker_id = secrets.token_hex(8)  # 64 bits tell all boots apart; it stands in each running row and two indexes
+        self.worker_id = secrets.token_hex(8)  # short: it stands in each running row, and in two of its indexes
         options = self.options
         row = WorkerRow(
             id=self.worker_id,
