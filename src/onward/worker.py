@@ -56,7 +56,8 @@ class Worker:
         url: the database; default ``ONWARD_DATABASE_URL``, else ``sqlite:///onward.db``.
         workflows: the workflows it can run; rows of other types are left alone. Two of one name are an error.
         queues: the queues it serves, the first ones first.
-        slots: how many executions it holds at once (sleeping and waiting ones are not held).
+        slots: how many executions it works on at once (sleeping and waiting ones are not held). While executions come and
+            go, up to half as many more are claimed ahead; those that get no slot within a second are given back unspent.
         threads: how many `def` steps run at once.
         lease: seconds or timedelta until a worker that does not renew is taken for dead (default 15; a killed one is
             noticed sooner).
